@@ -1,0 +1,57 @@
+# Everything runs from .venv in this clone; `make run` and `make test` need nothing but Python 3.11+ and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := $(wildcard proto/paceline/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help run install proto check test unit e2e bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --progress-bar off -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(STAMP) ## make .venv with everything in it
+
+run: install ## start a cluster with the demo model, generate text, stop it
+	$(BIN)/paceline models fetch demo
+	$(BIN)/paceline up --demo
+
+proto: install ## regenerate the protobuf stubs
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=services --pyi_out=services \
+	  --grpc_python_out=services $(PROTOS)
+
+check: install ## lint, types, boundaries, wire
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/python -m bench.stub_drift
+
+test: install ## every test, end-to-end ones included
+	$(BIN)/paceline models fetch demo
+	$(BIN)/python -m pytest
+
+unit: install ## the tests that start no process and load no model
+	$(BIN)/python -m pytest -m 'not e2e and not chaos and not model'
+
+e2e: install ## the tests that start real processes
+	$(BIN)/paceline models fetch demo
+	$(BIN)/python -m pytest -m 'e2e or chaos'
+
+bench: install ## print every figure the README quotes
+	$(BIN)/paceline models fetch demo
+	$(BIN)/python -m bench.sampler --check
+	$(BIN)/python -m bench.exact --check
+	$(BIN)/python -m bench.quick --check
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

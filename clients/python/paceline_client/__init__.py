@@ -1,0 +1,1 @@
+"""The Paceline client SDK."""

@@ -1,0 +1,1 @@
+"""Paceline: distributed speculative decoding."""

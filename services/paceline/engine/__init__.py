@@ -1,0 +1,1 @@
+"""Models and their forward steps. ``interface`` is the seam; ``fake`` and ``torch`` are behind it."""

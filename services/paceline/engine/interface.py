@@ -1,0 +1,109 @@
+"""The engine seam: a step is a pure plan, run as one ragged forward pass for many sessions at once.
+
+An engine owns weights and KV state and nothing else. It does not know about rounds, drafts or stops; a verifier and
+a model drafter drive it with the same plans. ``step`` blocks and must be called from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from paceline.speculation.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The rows of one session in a step.
+
+    Tokens are written at positions ``start … start + len(tokens) - 1``; everything the engine held at or after
+    ``start`` is forgotten, which is how a rejected draft is rolled back. The last ``samples`` rows are sampled: row r
+    yields the token after it, drawn with the noise of output position ``position(r) + 1 - prompt_len``.
+    """
+
+    session_id: str
+    start: int
+    tokens: tuple[int, ...]
+    samples: int  # 0 <= samples <= len(tokens)
+    sampling: SamplingParams
+    prompt_len: int
+    choice: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.start >= 0, self
+        assert self.tokens, self
+        assert 0 <= self.samples <= len(self.tokens), self
+
+    @property
+    def end(self) -> int:
+        """Length of the session's KV state after the step."""
+        return self.start + len(self.tokens)
+
+    @property
+    def first_noise_position(self) -> int:
+        """Output position (0 is the first generated token) of the first sampled token."""
+        return self.end - self.samples + 1 - self.prompt_len
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass. A session appears at most once."""
+
+    step_id: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(piece.tokens) for piece in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration."""
+
+    samples: tuple[tuple[int, ...], ...]
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a model is, and what fixes the bits of its logits."""
+
+    model_id: str
+    fingerprint: str  # SHA-256 over weights and configuration
+    vocab_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    numerics: dict[str, str] = field(default_factory=dict)  # facts behind the numerics class
+    numerics_class: str = ""  # hash over them
+    kv_tokens: int = 0  # KV positions the engine can hold
+    row_tile: int = 1  # rows a step is padded to
+
+
+class Engine(Protocol):
+    """A model that runs steps."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def reserve(self, session_id: str, max_len: int) -> bool:
+        """Set aside KV space for a session of up to ``max_len`` positions; False if it does not fit now.
+
+        Reserving again for a held session keeps its state and grows the reservation if need be.
+        """
+        ...
+
+    def free(self, session_id: str) -> None:
+        """Give a session's KV space back. Unknown sessions are ignored."""
+        ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one forward pass and sample. Every session of the plan must be reserved.
+
+        ``slice.start`` may not exceed what the engine holds of the session.
+        """
+        ...
+
+    def cost_curve(self) -> tuple[tuple[int, float], ...]:
+        """Measured (rows, seconds) of a step, in ascending rows."""
+        ...

@@ -1,0 +1,1 @@
+"""Generated protobuf stubs. Never edited; `make proto` writes them."""
