@@ -1,0 +1,220 @@
+"""One sampler for target and drafter: logits in, tokens out, noise from coordinates.
+
+The distribution is what is left of softmax(logits / temperature) after top-k, then top-p over what top-k kept, then
+min-p relative to the likeliest token. The token is ``argmax(logit / T - log E)`` over the survivors, E being
+``paceline.speculation.noise``; greedy is the same rule with no noise. Equal scores go to the lowest token id.
+
+A row's token depends on that row alone: every reduction whose rounding could depend on its neighbours runs per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paceline.speculation.noise import BLOCK, Noise
+from paceline.speculation.params import SamplingParams
+
+SAMPLER_VERSION = "1"
+
+_FIRST_BLOCKS = 4  # blocks looked into at first; the winner is almost always in one of them
+_MARGIN = 1e-9  # bounds and scores are float64: far above their rounding, far below any gap that matters
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Whose logits a row holds: the request's options and the coordinates of its noise."""
+
+    params: SamplingParams
+    position: int  # output position of the token to draw; 0 is the first generated token
+    choice: int = 0
+
+    @property
+    def cut(self) -> bool:
+        """Whether top-k, top-p or min-p leaves some tokens out."""
+        return self.params.top_k > 0 or self.params.top_p < 1 or self.params.min_p > 0
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Draw one token per row.
+
+    Args:
+        logits: [R, V], any float type and device.
+        rows: R descriptions.
+
+    Returns:
+        int64 [R] on the CPU.
+
+    Raises:
+        FloatingPointError: a row's logits hold NaN, or no finite value.
+    """
+    if logits.shape[0] != len(rows):
+        raise ValueError(f"rows: expected {logits.shape[0]}, one per row of logits, got {len(rows)}")
+    out = torch.empty(len(rows), dtype=torch.int64)
+    if not rows:
+        return out
+    _require_finite(logits)
+    greedy = [i for i, row in enumerate(rows) if row.params.greedy]
+    cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
+    full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
+    if greedy:
+        out[greedy] = _lowest_argmax(logits[greedy])
+    if cut:
+        out[cut] = _sample_cut(logits[cut], [rows[i] for i in cut])
+    if full:
+        out[full] = _sample_full(logits[full], [rows[i] for i in full])
+    return out
+
+
+def survivors(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Token ids left by top-k, top-p and min-p, likeliest first (equal logits: lowest id first).
+
+    Args:
+        logits: float32 or wider [V]; temperature not yet applied.
+
+    Returns:
+        int64 [n], n >= 1.
+    """
+    scaled = logits.to(torch.float32) / params.temperature
+    tokens = _sorted_above(scaled, _threshold(scaled, params))
+    if params.top_k:
+        tokens = tokens[: params.top_k]
+    if params.top_p < 1:
+        tokens = tokens[: _nucleus(scaled, tokens, params)]
+    if params.min_p > 0:
+        kept = scaled[tokens] >= scaled[tokens[0]] + math.log(params.min_p)
+        tokens = tokens[: max(1, int(kept.sum()))]
+    return tokens
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The exact distribution a token is drawn from; the reference the sampler is tested against.
+
+    Args:
+        logits: [V].
+
+    Returns:
+        float64 [V], summing to 1.
+    """
+    out = torch.zeros(logits.shape[0], dtype=torch.float64)
+    if params.greedy:
+        out[int(_lowest_argmax(logits[None])[0])] = 1.0
+        return out
+    tokens = survivors(logits, params)
+    out[tokens] = torch.softmax(logits[tokens].to(torch.float64) / params.temperature, dim=0)
+    return out
+
+
+def _require_finite(logits: Tensor) -> None:
+    peak = logits.amax(dim=1)  # NaN if the row holds one
+    if not bool(torch.isfinite(peak).all()):
+        raise FloatingPointError("logits: expected no NaN and a finite maximum in every row; the model is broken")
+
+
+def _lowest_argmax(scores: Tensor) -> Tensor:
+    """[R, V] -> int64 [R]: the lowest index among the maxima (torch.argmax promises no particular one)."""
+    peak = scores.amax(dim=1, keepdim=True)
+    index = torch.arange(scores.shape[1], device=scores.device)
+    return torch.where(scores == peak, index, scores.shape[1]).amin(dim=1).cpu()
+
+
+def _threshold(scaled: Tensor, params: SamplingParams) -> Tensor:
+    """A logit below which no survivor lies; cheap, and close enough that few tokens need sorting."""
+    peak = scaled.amax()
+    threshold = torch.full_like(peak, -math.inf)
+    if params.top_k and params.top_k < scaled.shape[0]:
+        threshold = torch.topk(scaled, params.top_k, sorted=False).values.amin()
+    elif params.top_p < 1:
+        # Tokens less likely than (1 - p) / V have less than 1 - p in all, so the rest holds the nucleus. The factor
+        # 1/2 keeps rounding on the safe side.
+        mass = torch.exp(scaled - peak).sum(dtype=torch.float64)
+        share = (1 - params.top_p) / (2 * scaled.shape[0])
+        threshold = (peak.to(torch.float64) + torch.log(mass) + math.log(share)).to(scaled.dtype)
+    if params.min_p > 0:
+        threshold = torch.maximum(threshold, peak + math.log(params.min_p))
+    return torch.minimum(threshold, peak)
+
+
+def _sorted_above(scaled: Tensor, threshold: Tensor) -> Tensor:
+    tokens = torch.nonzero(scaled >= threshold).squeeze(1)
+    order = torch.sort(scaled[tokens], descending=True, stable=True).indices
+    return tokens[order]
+
+
+def _nucleus(scaled: Tensor, tokens: Tensor, params: SamplingParams) -> int:
+    """How many of the sorted tokens form the smallest set with at least top_p of the mass."""
+    peak = scaled[tokens[0]]
+    weights = torch.exp((scaled[tokens] - peak).to(torch.float64))
+    # With top-k before it, top-p counts the mass of what top-k kept; alone, that of the whole vocabulary.
+    total = weights.sum() if params.top_k else torch.exp(scaled - peak).sum(dtype=torch.float64)
+    before = torch.cumsum(weights, 0) - weights
+    return max(1, int((before < params.top_p * total).sum()))
+
+
+def _noise(rows: Sequence[Row], device: torch.device) -> Noise:
+    return Noise(
+        [row.params.seed for row in rows],
+        [row.choice for row in rows],
+        [row.position for row in rows],
+        device=device,
+    )
+
+
+def _sample_cut(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Noise is evaluated at the survivors only, for all rows in one go."""
+    kept = [survivors(row_logits, row.params) for row_logits, row in zip(logits, rows, strict=True)]
+    owner = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in kept])).to(logits.device)
+    tokens = torch.cat(kept)
+    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=logits.device)
+    scores = logits[owner, tokens].to(torch.float64) / temperature[owner]
+    scores = (scores - torch.log(_noise(rows, logits.device).at(owner, tokens))).cpu()
+    out = torch.empty(len(rows), dtype=torch.int64)
+    start = 0
+    for i, ids in enumerate(kept):
+        piece = scores[start : start + len(ids)]
+        out[i] = ids.cpu()[piece == piece.amax()].amin()
+        start += len(ids)
+    return out
+
+
+def _sample_full(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Exact argmax over the whole vocabulary, looking only into blocks that can hold it.
+
+    A block's best score is at most its best logit plus the noise of its least exponential. First the blocks with the
+    highest such bounds are looked into, then every block whose bound reaches the best score seen.
+    """
+    device, vocab = logits.device, logits.shape[1]
+    blocks = -(-vocab // BLOCK)
+    padded = torch.nn.functional.pad(logits, (0, blocks * BLOCK - vocab), value=-math.inf)
+    grouped = padded.reshape(len(rows), blocks, BLOCK)
+    noise = _noise(rows, device)
+    row_index = torch.arange(len(rows), device=device)[:, None]
+    minima, offsets = noise.block_minima(row_index, torch.arange(blocks, device=device)[None])
+    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=device)
+    bounds = grouped.amax(dim=2).to(torch.float64) / temperature[:, None] - torch.log(minima)
+
+    def look(owner: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Best score of each (row, block) pair and the lowest token that has it: [n] -> float64 [n], int64 [n]."""
+        exponentials = noise.exponentials(owner, block, minima[owner, block], offsets[owner, block])
+        scores = grouped[owner, block].to(torch.float64) / temperature[owner, None] - torch.log(exponentials)
+        best = scores.amax(dim=1)
+        index = torch.arange(BLOCK, device=device)
+        lowest = torch.where(scores == best[:, None], index, BLOCK).amin(dim=1)
+        return best, block * BLOCK + lowest
+
+    first = torch.topk(bounds, min(_FIRST_BLOCKS, blocks), dim=1).indices
+    owner = row_index.expand_as(first).flatten()
+    found = [(owner, *look(owner, first.flatten()))]
+    seen = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=device)
+    seen.scatter_reduce_(0, owner, found[0][1], "amax")
+    rest = (bounds + _MARGIN >= seen[:, None]).scatter_(1, first, False)
+    owner, block = torch.nonzero(rest, as_tuple=True)
+    found.append((owner, *look(owner, block)))
+    owner, score, token = (torch.cat(parts) for parts in zip(*found, strict=True))
+    seen.scatter_reduce_(0, owner, score, "amax")
+    winner = torch.where(score == seen[owner], token, vocab)
+    return torch.full((len(rows),), vocab, device=device).scatter_reduce_(0, owner, winner, "amin").cpu()
