@@ -1,0 +1,123 @@
+"""The nouns between the ingress (gRPC, HTTP) and the router: a request, and the events of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paceline.speculation.messages import NO_TRACE, Finish, RoundStats, TokenSource, Trace
+from paceline.speculation.params import SpeculationParams, VerificationMode
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRequest:
+    """Sampling options as a caller gave them; None leaves a value to the server."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    verification_mode: VerificationMode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a lost answer stood."""
+
+    prompt_tokens: tuple[int, ...]
+    committed: tuple[int, ...]
+    seed: int
+    numerics_class: str
+    lease_epoch: int
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted. Exactly one of text, messages and tokens is set."""
+
+    request_id: str = ""
+    model: str = ""
+    text: str | None = None
+    messages: tuple[tuple[str, str], ...] | None = None  # (role, content)
+    tokens: tuple[int, ...] | None = None
+    sampling: SamplingRequest = SamplingRequest()
+    speculation: SpeculationParams = SpeculationParams()
+    resume: Resume | None = None
+    tenant: str = ""
+    timeout_s: float | None = None
+    trace: Trace = NO_TRACE
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The answer has a place; everything a resume needs."""
+
+    request_id: str
+    session_id: str
+    model: str
+    fingerprint: str
+    numerics_class: str
+    prompt_tokens: tuple[int, ...]
+    seed: int
+    lease_epoch: int
+    class_changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What one round committed."""
+
+    index: int  # within the output, of the first token
+    tokens: tuple[int, ...]
+    sources: tuple[TokenSource, ...]
+    text: str
+    proposer_model_id: str
+    verifier_model_id: str
+    drafter: str
+    round_id: int
+    drafted: int
+    verified: int
+    accepted: int
+    lease_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Where an answer's time went, in microseconds: the router's own share, the network, and waiting for workers."""
+
+    draft_us: int = 0
+    verify_us: int = 0
+    router_us: int = 0
+    network_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The answer is whole."""
+
+    finish: Finish
+    prompt_tokens: int
+    completion_tokens: int
+    stats: RoundStats = field(default_factory=RoundStats)
+    waits: Waits = Waits()
+
+
+Event = Started | Committed | Completed
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model served, and by how many."""
+
+    model_id: str
+    fingerprint: str
+    numerics_class: str
+    context_length: int
+    drafters: tuple[str, ...]
+    targets: int
+    drafts: int

@@ -1,0 +1,193 @@
+"""Configuration of every service: closed models, units in names, unknown keys and malformed values fail at start-up.
+
+A service takes ``--config FILE`` (YAML) and ``--set key=value`` overrides; both go through ``load``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paceline.speculation.errors import InvalidRequest
+
+
+class Closed(BaseModel):
+    """A frozen model that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Telemetry(Closed):
+    """Where spans go."""
+
+    otlp_endpoint: str = ""
+    """OTLP/gRPC endpoint, such as http://127.0.0.1:4317; empty sends nothing."""
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of requests traced when the caller brings no trace context."""
+
+
+class EngineConfig(Closed):
+    """A model and how it runs."""
+
+    model: str = "demo"
+    """A Hugging Face id, a folder, a GGUF file, `demo`, any of these with `@layers=N`, or `fake[:options]`."""
+    model_id: str = ""
+    """The name tokens are attributed to; by default derived from the model."""
+    dtype: str = Field("bfloat16", pattern="^(float32|bfloat16|float16)$")
+    """Type of weights and KV state."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    threads: int | None = Field(None, ge=1, le=512)
+    """CPU threads of a step; by default all cores. Part of the numerics class."""
+    kv_tokens: int = Field(65536, ge=16)
+    """KV positions held for all sessions together."""
+    row_tile: int | None = Field(None, ge=1, le=256)
+    """Rows of every matrix product; by default what suits the device. Part of the numerics class."""
+
+
+class Worker(Closed):
+    """What draft workers and target verifiers share."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    max_sessions: int = Field(256, ge=1)
+    """Sessions open at once; further ones are refused."""
+    max_queue: int = Field(1024, ge=1)
+    """Rounds waiting at once, of all routers; further ones are refused."""
+    session_ttl_s: float = Field(300.0, gt=0)
+    """A session nobody asked about for this long is released."""
+    telemetry: Telemetry = Telemetry()
+
+
+class TargetConfig(Worker):
+    """A target verifier."""
+
+    engine: EngineConfig = EngineConfig()
+    step_tokens: int = Field(256, ge=1)
+    """Tokens of one step at most; longer prompts are prefilled in chunks."""
+    max_draft_tokens: int = Field(32, ge=0, le=64)
+    """Draft tokens of one round that are verified at most."""
+
+
+class DraftConfig(Worker):
+    """A draft worker."""
+
+    engine: EngineConfig | None = EngineConfig(model="demo@layers=6")
+    """The draft model of the `model` drafter; null runs without one."""
+    drafters: tuple[str, ...] = ("ngram", "model")
+    """Drafters offered."""
+    default_drafter: str = "ngram"
+    """The drafter of sessions that name none."""
+    max_draft_tokens: int = Field(32, ge=1, le=64)
+    """K at most."""
+    ngram_min: int = Field(2, ge=1)
+    """Shortest suffix the ngram drafter matches."""
+    ngram_max: int = Field(5, ge=1)
+    """Longest suffix the ngram drafter matches."""
+
+
+class RouterConfig(Closed):
+    """A router, and the front door it stands behind."""
+
+    targets: tuple[str, ...] = ()
+    """Addresses of target verifiers, host:port."""
+    drafts: tuple[str, ...] = ()
+    """Addresses of draft workers, host:port."""
+    http_host: str = "127.0.0.1"
+    """Address of the OpenAI-compatible HTTP ingress."""
+    http_port: int = Field(8000, ge=0, le=65535)
+    """Port of the OpenAI-compatible HTTP ingress."""
+    grpc_host: str = "127.0.0.1"
+    """Address of the gRPC ingress."""
+    grpc_port: int = Field(9000, ge=0, le=65535)
+    """Port of the gRPC ingress."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Router processes."""
+    api_keys_file: str = ""
+    """YAML file, key -> tenant. Empty lets everyone in, which is refused unless both ingresses are on loopback."""
+    max_sessions: int = Field(256, ge=1)
+    """Answers under way at once, per router."""
+    max_waiting: int = Field(256, ge=0)
+    """Requests waiting to be admitted, per router; further ones get RESOURCE_EXHAUSTED at once."""
+    max_tokens_limit: int = Field(4096, ge=1)
+    """Most tokens a request may ask for; also the default, bounded by the context."""
+    default_draft_tokens: int = Field(4, ge=0, le=64)
+    """K when the request names none."""
+    default_drafter: str = ""
+    """The drafter when the request names none; empty leaves it to the draft worker."""
+    draft_deadline_ms: float = Field(100.0, gt=0)
+    """A round waits for its draft at most this long, then goes without."""
+    verify_deadline_ms: float = Field(30_000.0, gt=0)
+    """A verdict later than this counts as a lost verifier."""
+    cohorts: int = Field(0, ge=0, le=2)
+    """Sets of sessions verified in turn: 1 is lockstep, 2 overlaps; 0 chooses from measured times."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    """Deadline of a request that brings none."""
+    reconnect_max_s: float = Field(2.0, gt=0)
+    """Longest pause between attempts to reach a lost worker."""
+    telemetry: Telemetry = Telemetry()
+
+
+ConfigT = TypeVar("ConfigT", bound=Closed)
+
+
+def parse(kind: type[ConfigT], values: Mapping[str, Any], *, source: str = "configuration") -> ConfigT:
+    """Validate values.
+
+    Raises:
+        InvalidRequest: naming the first wrong field, what was expected and what came.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or source
+        hint = f"in {source}"
+        if first["type"] == "extra_forbidden":
+            names = ", ".join(sorted(kind.model_fields))
+            raise InvalidRequest(field, expected=f"a known field ({names})", got=field, hint=hint) from error
+        raise InvalidRequest(field, expected=str(first["msg"]), got=first["input"], hint=hint) from error
+
+
+def load(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a YAML file (none: defaults) and apply ``dotted.key=yaml-value`` overrides.
+
+    Raises:
+        InvalidRequest: the file is missing or broken, or a field is wrong.
+    """
+    values = _read(path) if path else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InvalidRequest("--set", expected="KEY=VALUE", got=override)
+        _assign(values, key.split("."), yaml.safe_load(text))
+    return parse(kind, values, source=path or "the command line")
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest("--config", expected="a readable YAML file", got=path, hint=str(error)) from error
+    except yaml.YAMLError as error:
+        raise InvalidRequest("--config", expected="valid YAML", got=path, hint=str(error)) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidRequest("--config", expected="a YAML mapping", got=type(values).__name__, hint=f"in {path}")
+    return values
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise InvalidRequest("--set", expected=f"{key} to be a group of fields", got=inner)
+        values = inner
+    values[keys[-1]] = value

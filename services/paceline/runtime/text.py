@@ -1,0 +1,130 @@
+"""Tokens ↔ text: the tokenizer, the chat template and incremental detokenisation. No torch, no transformers.
+
+A target ships its tokenizer's files over the wire, so the same bytes make the same codec in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from paceline.speculation.errors import InvalidRequest, Unsupported
+
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().astimezone().strftime(pattern)
+
+
+class TextCodec:
+    """One model's tokenizer and chat template.
+
+    Args:
+        files: file name -> content; ``tokenizer.json`` is required, the chat template and tokenizer config are not.
+
+    Raises:
+        InvalidRequest: a file is missing or broken.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        if TOKENIZER_FILE not in files:
+            raise InvalidRequest("tokenizer", expected=f"a {TOKENIZER_FILE}", got=sorted(files))
+        self._tokenizer = Tokenizer.from_buffer(files[TOKENIZER_FILE])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = json.loads(files.get(CONFIG_FILE, b"{}"))
+        self._specials = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
+        template = files.get(TEMPLATE_FILE)
+        self._template = _compile(template.decode()) if template else None
+        self.fingerprint = fingerprint(files)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the tokenizer knows, added tokens included; a model's logits may be wider."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of text; ``special`` adds what the tokenizer adds by itself (a BOS, say). Special tokens written
+        in the text are recognised either way."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special tokens left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt text of a conversation, ready for the assistant's turn.
+
+        Raises:
+            Unsupported: the model has no chat template.
+            InvalidRequest: the template refuses the messages.
+        """
+        if self._template is None:
+            raise Unsupported("messages", got="a chat", hint="this model has no chat template; send plain text")
+        if not messages:
+            raise InvalidRequest("messages", expected="at least one message", got=[])
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._specials
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidRequest("messages", expected="what the chat template accepts", got=str(error)) from error
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh incremental detokeniser."""
+        return Detokenizer(self._tokenizer)
+
+
+class Detokenizer:
+    """Text of a growing token sequence, released as soon as it can no longer change.
+
+    Feeding the prompt's tail first lets the first word of an answer keep its leading space; its text is dropped by
+    the caller.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def feed(self, token: int) -> str:
+        """Text that became final with this token; empty while a character is incomplete."""
+        return str(self._stream.step(self._tokenizer, token) or "")
+
+
+def fingerprint(files: Mapping[str, bytes]) -> str:
+    """SHA-256 over the tokenizer itself: drafter and target must agree on it, not on templates."""
+    return hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
+
+
+def _token_text(value: object) -> str:
+    if isinstance(value, dict):
+        return str(value.get("content", ""))
+    return str(value or "")
+
+
+def _compile(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
+    return environment.from_string(source)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,271 @@
+"""Protobuf ↔ the nouns of ``speculation.messages``. The only place that knows both.
+
+``from_*`` functions raise InvalidRequest naming the field when a message breaks a noun's invariant.
+"""
+
+from __future__ import annotations
+
+from paceline.speculation.digest import DIGEST_BYTES
+from paceline.speculation.errors import InvalidRequest
+from paceline.speculation.messages import (
+    DraftResult,
+    DraftTask,
+    Fence,
+    Finish,
+    FinishReason,
+    Proposal,
+    Resync,
+    ResyncReason,
+    SessionOpen,
+    StepReport,
+    Timing,
+    TokenSource,
+    Trace,
+    Verdict,
+    VerifyResult,
+    VerifyTask,
+)
+from paceline.speculation.params import SamplingParams, VerificationMode
+from paceline.v1 import common_pb2 as common
+from paceline.v1 import draft_pb2 as draft
+from paceline.v1 import target_pb2 as target
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
+
+
+def to_sampling(params: SamplingParams) -> common.SamplingOptions:
+    return common.SamplingOptions(
+        **{name: getattr(params, name) for name in _SAMPLING_FIELDS},
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+        verification_mode=int(params.verification_mode),  # type: ignore[arg-type]
+    )
+
+
+def from_sampling(message: common.SamplingOptions) -> SamplingParams:
+    """Fields that are unset keep SamplingParams' defaults; resolving them otherwise is the caller's business."""
+    given = {name: getattr(message, name) for name in _SAMPLING_FIELDS if message.HasField(name)}
+    mode = message.verification_mode
+    return SamplingParams(
+        **given,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        verification_mode=VerificationMode(mode) if mode else VerificationMode.AGREEMENT,
+    )
+
+
+def to_trace(trace: Trace) -> common.TraceContext | None:
+    if not trace.traceparent:
+        return None
+    return common.TraceContext(traceparent=trace.traceparent, tracestate=trace.tracestate)
+
+
+def from_trace(message: common.TraceContext) -> Trace:
+    return Trace(message.traceparent, message.tracestate)
+
+
+def to_fence(fence: Fence) -> common.Fence:
+    return common.Fence(
+        session_id=fence.session_id,
+        incarnation=fence.incarnation,
+        lease_epoch=fence.lease_epoch,
+        round_id=fence.round_id,
+        base_len=fence.base_len,
+        prefix_digest=fence.prefix_digest,
+    )
+
+
+def from_fence(message: common.Fence) -> Fence:
+    if not message.session_id:
+        raise InvalidRequest("fence.session_id", expected="a session id", got="")
+    if len(message.prefix_digest) != DIGEST_BYTES:
+        raise InvalidRequest("fence.prefix_digest", expected=f"{DIGEST_BYTES} bytes", got=message.prefix_digest)
+    return Fence(
+        session_id=message.session_id,
+        incarnation=message.incarnation,
+        lease_epoch=message.lease_epoch,
+        round_id=message.round_id,
+        base_len=message.base_len,
+        prefix_digest=message.prefix_digest,
+    )
+
+
+def to_open(opening: SessionOpen) -> common.SessionOpen:
+    return common.SessionOpen(
+        session_id=opening.session_id,
+        lease_epoch=opening.lease_epoch,
+        router_id=opening.router_id,
+        tokens=opening.tokens,
+        prompt_len=opening.prompt_len,
+        sampling=to_sampling(opening.sampling),
+        choice=opening.choice,
+        tenant=opening.tenant,
+        request_id=opening.request_id,
+        drafter=opening.drafter,
+        numerics_class=opening.numerics_class,
+        trace=to_trace(opening.trace),
+    )
+
+
+def from_open(message: common.SessionOpen) -> SessionOpen:
+    if not message.session_id:
+        raise InvalidRequest("session_id", expected="a session id", got="")
+    if not 0 < message.prompt_len <= len(message.tokens):
+        expected = f"1 to {len(message.tokens)}, the number of tokens"
+        raise InvalidRequest("prompt_len", expected=expected, got=message.prompt_len)
+    return SessionOpen(
+        session_id=message.session_id,
+        lease_epoch=message.lease_epoch,
+        router_id=message.router_id,
+        tokens=tuple(message.tokens),
+        prompt_len=message.prompt_len,
+        sampling=from_sampling(message.sampling),
+        choice=message.choice,
+        tenant=message.tenant,
+        request_id=message.request_id,
+        drafter=message.drafter,
+        numerics_class=message.numerics_class,
+        trace=from_trace(message.trace),
+    )
+
+
+def to_timing(timing: Timing) -> common.Timing:
+    return common.Timing(queue_us=timing.queue_us, step_us=timing.step_us, residence_us=timing.residence_us)
+
+
+def from_timing(message: common.Timing) -> Timing:
+    return Timing(message.queue_us, message.step_us, message.residence_us)
+
+
+def to_resync(resync: Resync) -> common.Resync:
+    return common.Resync(reason=int(resync.reason), known_len=resync.known_len)  # type: ignore[arg-type]
+
+
+def from_resync(message: common.Resync) -> Resync:
+    return Resync(ResyncReason(message.reason), message.known_len)
+
+
+def to_draft_task(task: DraftTask) -> draft.DraftTask:
+    return draft.DraftTask(
+        fence=to_fence(task.fence),
+        appended=task.appended,
+        append_from=task.append_from,
+        max_draft_tokens=task.max_draft_tokens,
+        trace=to_trace(task.trace),
+        deadline_us=task.deadline_us,
+    )
+
+
+def from_draft_task(message: draft.DraftTask) -> DraftTask:
+    return DraftTask(
+        fence=from_fence(message.fence),
+        appended=tuple(message.appended),
+        append_from=message.append_from,
+        max_draft_tokens=message.max_draft_tokens,
+        deadline_us=message.deadline_us,
+        trace=from_trace(message.trace),
+    )
+
+
+def to_draft_result(result: DraftResult) -> draft.DraftResult:
+    message = draft.DraftResult(fence=to_fence(result.fence), timing=to_timing(result.timing))
+    if isinstance(result.outcome, Resync):
+        message.resync.CopyFrom(to_resync(result.outcome))
+    else:
+        message.proposal.SetInParent()
+        message.proposal.tokens.extend(result.outcome.tokens)
+        message.proposal.drafter = result.outcome.drafter
+        message.proposal.proposer_model_id = result.outcome.proposer_model_id
+        message.proposal.confidence.extend(result.outcome.confidence)
+    return message
+
+
+def from_draft_result(message: draft.DraftResult) -> DraftResult:
+    outcome: Proposal | Resync
+    if message.WhichOneof("outcome") == "resync":
+        outcome = from_resync(message.resync)
+    else:
+        proposal = message.proposal
+        outcome = Proposal(
+            tuple(proposal.tokens), proposal.drafter, proposal.proposer_model_id, tuple(proposal.confidence)
+        )
+    return DraftResult(from_fence(message.fence), outcome, from_timing(message.timing))
+
+
+def to_verify_task(task: VerifyTask) -> target.VerifyTask:
+    return target.VerifyTask(
+        fence=to_fence(task.fence),
+        draft_tokens=task.proposal.tokens,
+        drafter=task.proposal.drafter,
+        proposer_model_id=task.proposal.proposer_model_id,
+        trace=to_trace(task.trace),
+    )
+
+
+def from_verify_task(message: target.VerifyTask) -> VerifyTask:
+    proposal = Proposal(tuple(message.draft_tokens), message.drafter, message.proposer_model_id)
+    return VerifyTask(from_fence(message.fence), proposal, from_trace(message.trace))
+
+
+def to_finish(finish: Finish) -> common.Finish:
+    return common.Finish(
+        reason=int(finish.reason),  # type: ignore[arg-type]
+        stop_token_id=finish.stop_token_id,
+        stop_string=finish.stop_string,
+    )
+
+
+def from_finish(message: common.Finish) -> Finish:
+    return Finish(
+        FinishReason(message.reason),
+        message.stop_token_id if message.HasField("stop_token_id") else None,
+        message.stop_string if message.HasField("stop_string") else None,
+    )
+
+
+def to_verify_result(result: VerifyResult) -> target.VerifyResult:
+    message = target.VerifyResult(fence=to_fence(result.fence), timing=to_timing(result.timing))
+    if isinstance(result.outcome, Resync):
+        message.resync.CopyFrom(to_resync(result.outcome))
+        return message
+    verdict = result.outcome
+    message.verdict.CopyFrom(
+        target.Verdict(
+            tokens=verdict.tokens,
+            sources=[int(source) for source in verdict.sources],  # type: ignore[misc]
+            verify_len=verdict.verify_len,
+            accepted=verdict.accepted,
+            text=verdict.text,
+            finish=to_finish(verdict.finish) if verdict.finish else None,
+            verifier_model_id=verdict.verifier_model_id,
+        )
+    )
+    return message
+
+
+def from_verify_result(message: target.VerifyResult) -> VerifyResult:
+    outcome: Verdict | Resync
+    if message.WhichOneof("outcome") == "resync":
+        outcome = from_resync(message.resync)
+    else:
+        verdict = message.verdict
+        outcome = Verdict(
+            tokens=tuple(verdict.tokens),
+            sources=tuple(TokenSource(source) for source in verdict.sources),
+            verify_len=verdict.verify_len,
+            accepted=verdict.accepted,
+            text=verdict.text,
+            finish=from_finish(verdict.finish) if verdict.HasField("finish") else None,
+            verifier_model_id=verdict.verifier_model_id,
+        )
+    return VerifyResult(from_fence(message.fence), outcome, from_timing(message.timing))
+
+
+def to_step(report: StepReport) -> target.StepReport:
+    return target.StepReport(
+        step_id=report.step_id, sessions=report.sessions, tokens=report.tokens, duration_us=report.duration_us
+    )
+
+
+def from_step(message: target.StepReport) -> StepReport:
+    return StepReport(message.step_id, message.sessions, message.tokens, message.duration_us)
