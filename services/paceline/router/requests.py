@@ -46,7 +46,7 @@ class Request:
     messages: tuple[tuple[str, str], ...] | None = None  # (role, content)
     tokens: tuple[int, ...] | None = None
     sampling: SamplingRequest = SamplingRequest()
-    speculation: SpeculationParams = SpeculationParams()
+    speculation: SpeculationParams = field(default_factory=SpeculationParams)
     resume: Resume | None = None
     tenant: str = ""
     timeout_s: float | None = None
