@@ -1,0 +1,243 @@
+"""The parts of the client that need no server: arguments, configuration, statuses, retries, exports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import paceline_client
+import pytest
+from paceline.speculation.errors import InvalidRequest
+from paceline.speculation.params import SamplingParams, SpeculationMode, SpeculationParams
+from paceline_client import InvalidRequestError, RetryPolicy, Speculation
+from paceline_client._config import Config
+from paceline_client._errors import Failure
+from paceline_client._options import GenerateOptions, build_request, check_timeout, check_traceparent
+from paceline_client._retry import Retry
+from paceline_client._targets import Targets
+
+
+def test_exports_are_the_public_names() -> None:
+    public = sorted(name for name in vars(paceline_client) if not name.startswith("_"))
+    assert sorted(paceline_client.__all__) == public
+
+
+def test_importing_the_client_loads_no_service_and_no_torch() -> None:
+    code = (
+        "import sys, paceline_client; bad = {'torch', 'ray', 'redis', 'numpy', 'opentelemetry'} & set(sys.modules); "
+        "ours = [m for m in sys.modules if m.startswith('paceline.') and not m.startswith('paceline.v1')]; "
+        "sys.exit(str((bad, ours)) if bad or ours else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_twins_have_the_same_methods() -> None:
+    def methods(name: str) -> list[str]:
+        source = Path(paceline_client.__file__).parent.joinpath(name).read_text()
+        classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+        found = [
+            f"{each.name.removeprefix('Async')}.{node.name.replace('__a', '__')}"
+            for each in classes
+            for node in each.body
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_")
+        ]
+        return sorted(found)
+
+    assert methods("_client.py") == methods("_async_client.py")
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("temperature", -0.1),
+    ("temperature", 101),
+    ("temperature", float("nan")),
+    ("temperature", True),
+    ("temperature", "hot"),
+    ("top_k", -1),
+    ("top_k", 1.5),
+    ("top_k", 2**31 + 1),
+    ("top_p", 0),
+    ("top_p", 1.01),
+    ("min_p", -1),
+    ("min_p", float("inf")),
+    ("seed", -1),
+    ("seed", 2**64),
+    ("max_tokens", 0),
+    ("max_tokens", True),
+    ("stop", ("",)),
+    ("stop", ("x" * 257,)),
+    ("stop", ("x",) * 17),
+    ("stop_token_ids", (-1,)),
+    ("stop_token_ids", (2**32,)),
+    ("stop_token_ids", (1,) * 65),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_wrong_sampling_is_refused_in_the_words_of_the_server(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as servers:
+        SamplingParams(**{field: value})
+    with pytest.raises(InvalidRequestError) as ours:
+        build_request("x", cast(GenerateOptions, {field: value}))
+    assert str(ours.value) == str(servers.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "k", "drafter"), [("fixed", None, ""), ("auto", 65, ""), ("off", -1, ""), ("auto", None, "x" * 65)]
+)
+def test_wrong_speculation_is_refused_in_the_words_of_the_server(mode: Any, k: int | None, drafter: str) -> None:
+    with pytest.raises(InvalidRequest) as servers:
+        SpeculationParams(SpeculationMode(mode), k, drafter)
+    with pytest.raises(InvalidRequestError) as ours:
+        Speculation(mode, k, drafter)
+    assert str(ours.value) == str(servers.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (None, {}, "prompt: expected either prompt or messages, got neither"),
+        ("x", {"messages": [{"role": "user", "content": "x"}]}, "got both"),
+        ([], {}, "prompt: expected at least one token id"),
+        ([1, -1], {}, "prompt: expected token ids, got -1"),
+        ([1.0], {}, r"prompt: expected token ids, got 1\.0"),
+        ([True], {}, "prompt: expected token ids, got True"),
+        (b"x", {}, "prompt: expected text or token ids, got 'bytes'; decode bytes first"),
+        (None, {"messages": []}, "messages: expected at least one message"),
+        (None, {"messages": ["x"]}, "messages: expected mappings with role and content, got 'x'"),
+        (None, {"messages": [{"role": "user"}]}, "mappings with role and content"),
+        (None, {"messages": [{"role": "user", "content": 3}]}, r"messages\.content: expected text, got 3"),
+        ("x", {"model": None}, "model: expected text"),
+        ("x", {"stop": "word"}, r"stop: expected a list of strings, got 'word'; write \['word'\]"),
+        ("x", {"ignore_eos": 1}, "ignore_eos: expected True or False"),
+        ("x", {"speculation": "off"}, "speculation: expected a Speculation"),
+    ],
+)
+def test_other_mistakes_are_named(prompt: Any, options: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        build_request(prompt, options)
+
+
+def test_speculation_modes_are_closed() -> None:
+    with pytest.raises(InvalidRequestError, match=r"speculation\.mode: expected auto, off or fixed, got 'on'"):
+        Speculation(cast(Any, "on"))
+
+
+def test_integers_of_other_libraries_are_token_ids() -> None:
+    class Id:
+        def __index__(self) -> int:
+            return 7
+
+    assert list(build_request(cast(Any, [Id(), 8]), {}).tokens.ids) == [7, 8]
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "5", True])
+def test_a_timeout_is_a_number_of_seconds(value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout: expected seconds above 0"):
+        check_timeout(value)
+
+
+def test_a_traceparent_is_passed_on_only_if_it_is_one() -> None:
+    assert check_traceparent("") == ""
+    with pytest.raises(InvalidRequestError, match="traceparent"):
+        check_traceparent("00-ABC")
+
+
+def load(address: Any = None, api_key: str | None = None, **environ: str) -> Config:
+    return Config.load(address, api_key, 1.0, RetryPolicy(), environ)
+
+
+def test_arguments_come_before_the_environment_and_that_before_defaults() -> None:
+    assert load().addresses == ("127.0.0.1:9000",)
+    assert load().metadata() == ()
+    environ = {"PACELINE_ADDRESS": "a:1, b:2", "PACELINE_API_KEY": "from-env"}
+    assert load(**environ).addresses == ("a:1", "b:2")
+    assert load(**environ).metadata() == (("authorization", "Bearer from-env"),)
+    config = load(["c:3"], "mine", **environ)
+    assert config.addresses == ("c:3",)
+    assert config.metadata("00-x") == (("authorization", "Bearer mine"), ("traceparent", "00-x"))
+
+
+@pytest.mark.parametrize("address", ["[::1]:9000", "dns:///paceline:9000", "unix:/run/x.sock", "router.ns.svc:65535"])
+def test_addresses_grpc_knows_are_taken(address: str) -> None:
+    assert load(address).addresses == (address,)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":1", "host:0", "host:65536", "http://host:1", "a:1,,b:2", "a b:1"]
+)
+def test_a_malformed_address_is_an_error_wherever_it_comes_from(address: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^address: expected host:port"):
+        load(address)
+    with pytest.raises(InvalidRequestError, match=r"^PACELINE_ADDRESS: expected host:port"):
+        load(PACELINE_ADDRESS=address)
+
+
+def test_an_empty_list_of_addresses_is_an_error() -> None:
+    with pytest.raises(InvalidRequestError, match="at least one host:port"):
+        load([])
+
+
+@pytest.mark.parametrize("key", ["", " ", "se cret", "secret\n", "clé"])
+def test_a_malformed_key_is_an_error_that_does_not_show_it(key: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^PACELINE_API_KEY: ") as caught:
+        load(PACELINE_API_KEY=key)
+    assert not key.strip() or key not in str(caught.value)
+    with pytest.raises(InvalidRequestError, match=r"^api_key: "):
+        load(None, key)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attempts": -1}, {"attempts": 1.5}, {"total_attempts": 1001}, {"budget_s": -1}, {"max_delay_s": "1"}]
+)
+def test_a_retry_policy_is_checked(options: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"retry.{next(iter(options))}"):
+        RetryPolicy(**options)
+
+
+def test_a_policy_may_rule_out_any_attempt() -> None:
+    lost = Failure(grpc.StatusCode.UNAVAILABLE)
+    assert Retry(RetryPolicy(attempts=0), lambda: 0.0).failed(lost, 0.0) is None
+    assert Retry(RetryPolicy(), lambda: 0.0).unary(lost, 0.0, deadline=0.05) is None
+    assert Retry(RetryPolicy(), lambda: 0.0).unary(Failure(grpc.StatusCode.NOT_FOUND), 0.0, deadline=9.0) is None
+
+
+def test_a_failing_server_is_left_once_however_many_calls_see_it() -> None:
+    targets = Targets(["a", "b", "c"])
+    index, _ = targets.current()
+    targets.failed(index)
+    targets.failed(index)  # another call that was on it
+    assert targets.current() == (1, "b")
+    targets.failed(1)
+    targets.failed(2)
+    assert targets.current() == (0, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "transient"),
+    [
+        ("Received RST_STREAM with error code 2", True),
+        ("ray::Router() (pid=1, actor_id=2) KeyError: 'x'", False),
+        ("internal error; the service's log has the details", False),
+    ],
+)
+def test_internal_is_a_bug_unless_the_transport_says_it(text: str, transient: bool) -> None:
+    assert Failure(grpc.StatusCode.INTERNAL, text).transient is transient
+
+
+def test_errors_are_all_of_the_tree(names: Callable[[], list[str]]) -> None:
+    tree = cast(str, sys.modules["paceline_client._errors"].__doc__)
+    assert names()
+    for name in names():
+        assert issubclass(getattr(paceline_client, name), paceline_client.PacelineError)
+        assert name in tree
+
+
+@pytest.fixture
+def names() -> Callable[[], list[str]]:
+    """Every exported name that says it is an error."""
+    return lambda: [name for name in paceline_client.__all__ if name.endswith("Error")]

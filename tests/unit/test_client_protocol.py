@@ -1,0 +1,97 @@
+"""Answers checked message by message: what doesn't fit is refused, what repeats is trimmed. Both clients."""
+
+from __future__ import annotations
+
+import pytest
+from paceline.v1 import common_pb2, generation_pb2
+from paceline_client import FinishReason, ServerError, TokenSource
+
+from tests.unit.test_client_scripted import (
+    ANSWER,
+    Act,
+    AnyClient,
+    FakeRouter,
+    Response,
+    Server,
+    started,
+    tokens_at,
+    whole,
+)
+
+ACCEPTED = common_pb2.TOKEN_SOURCE_ACCEPTED
+DIES = Act(tokens=4)
+OTHER = Response(tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=[ACCEPTED, ACCEPTED]))
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+ONE = tokens_at(0, [ACCEPTED, ACCEPTED])
+UNEVEN = Response(tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=["TOKEN_SOURCE_BONUS"]))
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ((ONE,), "Tokens came before Started"),
+        ((Response(completed=generation_pb2.Completed()),), "Completed came before Started"),
+        ((started(), started()), "Started came twice"),
+        ((started(), UNEVEN), "sources: expected 2, got 1"),
+        ((started(), ONE, tokens_at(3, [ACCEPTED])), "index: expected 2, the tokens received so far, got 3"),
+    ],
+)
+async def test_an_answer_that_breaks_the_protocol_is_refused(
+    kind: str, responses: tuple[Response, ...], message: str
+) -> None:
+    async with Server(FakeRouter(Act(responses=responses))) as server, AnyClient(kind, server.address) as client:
+        stream = client.stream()
+        with pytest.raises(ServerError, match=message) as caught:
+            await stream.result()
+        with pytest.raises(ServerError, match=message):  # and stays refused
+            await stream.result()
+    assert caught.value.received is not None
+    assert client.waits == []
+
+
+async def test_what_a_newer_server_adds_does_no_harm(kind: str) -> None:
+    strange = generation_pb2.Tokens(index=0, token_ids=[5], text="x")
+    strange.sources.append(77)  # type: ignore[arg-type]
+    done = generation_pb2.Completed(finish=common_pb2.Finish(reason=77))  # type: ignore[arg-type]
+    acts = Act(responses=(Response(), started(), Response(tokens=strange), Response(completed=done)), code=None)
+    async with Server(FakeRouter(acts)) as server, AnyClient(kind, server.address) as client:
+        answer = await client.generate()
+    assert answer.tokens[0].source is TokenSource.UNKNOWN
+    assert answer.finish.reason is FinishReason.UNKNOWN
+    assert answer.speculation.acceptance_rate is None
+    assert answer.speculation.accepted_length is None
+    assert answer.speculation.committed_per_round is None
+
+
+@pytest.mark.parametrize("repeat", [1, 3, 4])
+async def test_repeated_tokens_are_trimmed(kind: str, repeat: int) -> None:
+    # Rounds are 3, 1, 2 … tokens: repeating 4 sends a whole round again, 1 and 3 the same in part or in whole.
+    async with Server(FakeRouter(DIES, Act(repeat=repeat))) as server, AnyClient(kind, server.address) as client:
+        whole(await client.generate())
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (Act(skip=2), "index: expected 4, the tokens received so far, got 6"),
+        (Act(repeat=2), "text: expected to go on"),  # token 2 is inside a round: its text can't be told apart
+        (Act(responses=(started(seed=8),)), "seed: expected 7 after a resume, got 8"),
+        (
+            Act(responses=(started(), OTHER)),
+            "token_ids: expected .100, 101. again",
+        ),
+    ],
+)
+async def test_a_resume_that_does_not_fit_is_refused(kind: str, act: Act, message: str) -> None:
+    async with Server(FakeRouter(DIES, act)) as server, AnyClient(kind, server.address) as client:
+        with pytest.raises(ServerError, match=message) as caught:
+            await client.generate()
+    assert caught.value.received is not None
+    assert caught.value.received.token_ids == tuple(ANSWER[:4])
+    assert len(server.router.requests) == 2
