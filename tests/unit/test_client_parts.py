@@ -221,7 +221,8 @@ def test_a_failing_server_is_left_once_however_many_calls_see_it() -> None:
     ("text", "transient"),
     [
         ("Received RST_STREAM with error code 2", True),
-        ("ray::Router() (pid=1, actor_id=2) KeyError: 'x'", False),
+        ("\x1b[36mray::Router()\x1b[39m (pid=1)\n  File serve/_private/proxy.py\nKeyError: 'x'", False),
+        ("Traceback (most recent call last):\n  File proxy.py", False),
         ("internal error; the service's log has the details", False),
     ],
 )

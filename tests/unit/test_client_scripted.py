@@ -123,7 +123,7 @@ class FakeRouter(GenerationServiceServicer):  # generated code has no types
         self.time_left.append(context.time_remaining())
         act = self.acts.pop(0) if self.acts else Act()
         try:
-            for response in self._responses(request, act):
+            for response in self.play(request, act):
                 yield response
             if act.hang:
                 self.hanging.set()
@@ -147,7 +147,8 @@ class FakeRouter(GenerationServiceServicer):  # generated code has no types
         )
         return generation_pb2.ListModelsResponse(models=[model])
 
-    def _responses(self, request: generation_pb2.GenerateRequest, act: Act) -> list[Response]:
+    def play(self, request: generation_pb2.GenerateRequest, act: Act) -> list[Response]:
+        """What a stream carries before it breaks."""
         if act.responses is not None:
             return list(act.responses)
         if not act.start:

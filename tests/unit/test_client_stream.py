@@ -11,6 +11,7 @@ import pytest
 from paceline.v1 import common_pb2, generation_pb2
 from paceline_client import (
     AuthenticationError,
+    Client,
     DeadlineExceededError,
     FinishReason,
     InvalidRequestError,
@@ -170,6 +171,27 @@ async def test_the_timeout_ends_an_answer_and_keeps_what_came(kind: str) -> None
     assert caught.value.received is not None
     assert caught.value.received.text == "t0 t1 t2 t3 "
     assert len(server.router.requests) == 1
+
+
+async def test_a_client_is_shared_by_threads() -> None:
+    async with Server(FakeRouter(*[Act(tokens=n % 5) for n in range(16)])) as server:
+        with Client(server.address, retry=RetryPolicy(first_delay_s=0.01)) as client:
+            answers = await asyncio.gather(*(asyncio.to_thread(client.generate, "x") for _ in range(16)))
+    assert {answer.text for answer in answers} == {TEXT}
+
+
+async def test_closing_ends_the_wait_between_attempts() -> None:
+    policy = RetryPolicy(first_delay_s=60, max_delay_s=60, budget_s=600)
+    async with Server(FakeRouter(Act(tokens=0))) as server:
+        with Client(server.address, retry=policy) as client, client.stream("x") as stream:
+            reading = asyncio.create_task(asyncio.to_thread(stream.result))
+            for _ in range(500):
+                if stream.stall_s > 0:
+                    break
+                await asyncio.sleep(0.01)
+            stream.close()
+            with pytest.raises(StreamClosedError):
+                await asyncio.wait_for(reading, 5)
 
 
 MAPPING: list[tuple[Code, str, type[PacelineError]]] = [

@@ -136,7 +136,8 @@ class Assembly:
         return message.text[len(seen) :]
 
     def _broken(self, what: str) -> ServerError:
-        return ServerError(f"{what}; the server breaks the protocol, report it with the request id")
+        request_id = self.started.request_id if self.started else "of no id yet"
+        return ServerError(f"{what}; the server breaks the protocol, report it with request {request_id}")
 
 
 def _counted(

@@ -168,7 +168,7 @@ class AsyncStream(AnswerView, AsyncIterator[Chunk]):
 
 
 class AsyncClient:
-    """An asyncio client of Paceline, for the event loop it is first used on.
+    """An asyncio client of Paceline; make it, use it and close it on one event loop.
 
     Args:
         address: ``host:port``, several separated by commas or in a list: the next one takes over when one is lost.

@@ -36,6 +36,8 @@ _TRANSPORT = re.compile(
     r"|stream (?:removed|terminated)|end of stream|actor died|actor\b.{0,80}\bunavailable",
     re.IGNORECASE | re.DOTALL,
 )
+# A traceback is a bug whatever files it passed through; Ray's begin with the task's name.
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\A.{0,8}ray::", re.DOTALL)
 # UNKNOWN is what gRPC makes of an exception that escaped a handler (a bug) and of a lost stream; ours has these texts.
 _ESCAPED = ("Unexpected <class", "Exception calling application", "Exception iterating responses")
 
@@ -117,7 +119,7 @@ class Failure:
     def transient(self) -> bool:
         """Whether another attempt may well succeed. CANCELLED counts: what this program cancels never gets here."""
         if self.code is grpc.StatusCode.INTERNAL:
-            return _TRANSPORT.search(self.details) is not None
+            return bool(_TRANSPORT.search(self.details)) and not _TRACEBACK.search(self.details)
         if self.code is grpc.StatusCode.UNKNOWN:
             return not self.details.startswith(_ESCAPED)
         return self.code in _TRANSIENT

@@ -69,9 +69,9 @@ class GenerateOptions(TypedDict, total=False):
     """Fixes the sampling noise, 0 to 2^64 - 1; drawn by the server, and reported in ``started``, when left out."""
     max_tokens: int | None
     """Most tokens to generate, 1 or more."""
-    stop: Sequence[str]
+    stop: Sequence[str] | None
     """Texts that end generation; not part of the output."""
-    stop_token_ids: Sequence[int]
+    stop_token_ids: Sequence[int] | None
     """Token ids that end generation, beside the model's own."""
     ignore_eos: bool | None
     """Go on after the model's end-of-sequence token."""
@@ -150,7 +150,7 @@ def _set_input(
     elif isinstance(prompt, (bytes, Mapping)):
         raise _INVALID("prompt", expected="text or token ids", got=type(prompt).__name__, hint="decode bytes first")
     else:
-        request.tokens.ids.extend(_token_ids("prompt", prompt or ()))
+        request.tokens.ids.extend(_token_ids("prompt", () if prompt is None else prompt))
         if not request.tokens.ids:
             raise _INVALID("prompt", expected="at least one token id", got=prompt)
 
@@ -165,8 +165,8 @@ def _message(message: Mapping[str, str]) -> generation_pb2.ChatMessage:
 
 def _sampling(options: GenerateOptions) -> common_pb2.SamplingOptions:
     sampling = common_pb2.SamplingOptions(
-        stop=_stop(options.get("stop", ())),
-        stop_token_ids=_stop_token_ids(options.get("stop_token_ids", ())),
+        stop=_stop(options.get("stop")),
+        stop_token_ids=_stop_token_ids(options.get("stop_token_ids")),
     )
     if (temperature := options.get("temperature")) is not None:
         sampling.temperature = _require_real("temperature", temperature, 0, 100, "a number from 0 to 100")
@@ -187,10 +187,10 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingOptions:
     return sampling
 
 
-def _stop(texts: Sequence[str]) -> list[str]:
+def _stop(texts: Sequence[str] | None) -> list[str]:
     if isinstance(texts, str):  # a sequence of its own characters, which nobody means
         raise _INVALID("stop", expected="a list of strings", got=texts, hint=f"write [{texts!r}]")
-    stops = list(texts)
+    stops = list(texts or ())
     if len(stops) > 16:
         raise _INVALID("stop", expected="at most 16 strings", got=len(stops))
     for text in stops:
@@ -199,10 +199,11 @@ def _stop(texts: Sequence[str]) -> list[str]:
     return stops
 
 
-def _stop_token_ids(ids: Sequence[int]) -> list[int]:
-    if len(ids) > 64:
-        raise _INVALID("stop_token_ids", expected="at most 64 ids", got=len(ids))
-    return _token_ids("stop_token_ids", ids)
+def _stop_token_ids(ids: Sequence[int] | None) -> list[int]:
+    stops = _token_ids("stop_token_ids", () if ids is None else ids)
+    if len(stops) > 64:
+        raise _INVALID("stop_token_ids", expected="at most 64 ids", got=len(stops))
+    return stops
 
 
 def _token_ids(field: str, ids: Iterable[int]) -> list[int]:
