@@ -112,6 +112,7 @@ def test_wrong_speculation_is_refused_in_the_words_of_the_server(mode: Any, k: i
         (None, {"messages": [{"role": "user"}]}, "mappings with role and content"),
         (None, {"messages": [{"role": "user", "content": 3}]}, r"messages\.content: expected text, got 3"),
         ("x", {"model": None}, "model: expected text"),
+        ("x", {"request_id": "a b"}, "request_id: expected at most 128 of A-Z a-z 0-9 . _ : -, got 'a b'"),
         ("x", {"stop": "word"}, r"stop: expected a list of strings, got 'word'; write \['word'\]"),
         ("x", {"ignore_eos": 1}, "ignore_eos: expected True or False"),
         ("x", {"speculation": "off"}, "speculation: expected a Speculation"),

@@ -37,7 +37,7 @@ UNEVEN = Response(tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=["TOKEN
     [
         ((ONE,), "Tokens came before Started"),
         ((Response(completed=generation_pb2.Completed()),), "Completed came before Started"),
-        ((started(), started()), "Started came twice"),
+        ((started(), started(seed=8)), "seed: expected 7 again, got 8"),
         ((started(), UNEVEN), "sources: expected 2, got 1"),
         ((started(), ONE, tokens_at(3, [ACCEPTED])), "index: expected 2, the tokens received so far, got 3"),
     ],
@@ -53,6 +53,16 @@ async def test_an_answer_that_breaks_the_protocol_is_refused(
             await stream.result()
     assert caught.value.received is not None
     assert client.waits == []
+
+
+async def test_a_move_within_a_stream_is_no_second_start(kind: str) -> None:
+    moved = started(session_id="s-2", numerics_class="class-b", lease_epoch=4, class_changed=True)
+    acts = (Act(responses=(started(), ONE, moved)), Act(numerics_class="class-b"))
+    async with Server(FakeRouter(*acts)) as server, AnyClient(kind, server.address) as client:
+        whole(answer := await client.generate())
+    assert (answer.resumes, answer.class_changed, answer.started.session_id) == (1, True, "s-1")
+    resume = server.router.requests[1].resume
+    assert (resume.session_id, resume.numerics_class, resume.lease_epoch) == ("s-2", "class-b", 4)
 
 
 async def test_what_a_newer_server_adds_does_no_harm(kind: str) -> None:
@@ -81,7 +91,7 @@ async def test_repeated_tokens_are_trimmed(kind: str, repeat: int) -> None:
     [
         (Act(skip=2), "index: expected 4, the tokens received so far, got 6"),
         (Act(repeat=2), "text: expected to go on"),  # token 2 is inside a round: its text can't be told apart
-        (Act(responses=(started(seed=8),)), "seed: expected 7 after a resume, got 8"),
+        (Act(responses=(started(seed=8),)), "seed: expected 7 again, got 8"),
         (
             Act(responses=(started(), OTHER)),
             "token_ids: expected .100, 101. again",

@@ -85,7 +85,7 @@ async def test_a_lost_stream_is_resumed(kind: str, code: grpc.StatusCode | None,
     first, second = server.router.requests
     assert not first.HasField("resume")
     assert second.sampling == first.sampling  # max_tokens counts from the prompt, so it stays
-    assert (second.request_id, second.model, second.text) == ("r-1", "demo", "hello")
+    assert (second.request_id, second.model, second.WhichOneof("input")) == ("r-1", "demo", None)
     assert second.resume == generation_pb2.Resume(
         prompt_token_ids=PROMPT,
         seed=7,

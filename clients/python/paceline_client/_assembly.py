@@ -43,14 +43,16 @@ class Assembly:
         self._rounds = []
 
     def start(self, message: generation_pb2.Started) -> None:
-        """Take a Started. After a lost stream it moves the session, but doesn't start the answer again."""
-        if self._open:
-            raise self._broken("Started came twice on one stream")
+        """Take a Started. Only the first starts the answer.
+
+        Further ones move it: the first of a resumed stream, and one in the middle of a stream if the router had to
+        move the session to another numerics class.
+        """
         self._open = True
         if self.started is None:
             self.started = started_of(message)
         elif message.seed != self.started.seed:
-            raise self._broken(f"seed: expected {self.started.seed} after a resume, got {message.seed}")
+            raise self._broken(f"seed: expected {self.started.seed} again, got {message.seed}")
         elif message.class_changed or message.numerics_class != self.numerics_class:
             self.class_changed = True
         self.session_id = message.session_id

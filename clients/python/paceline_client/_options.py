@@ -17,7 +17,8 @@ from paceline.v1 import common_pb2, generation_pb2
 from paceline_client._errors import InvalidRequestError
 
 _INVALID = InvalidRequestError.of_field
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{0,128}")
 _MODES = {
     "auto": generation_pb2.SPECULATION_MODE_AUTO,
     "off": generation_pb2.SPECULATION_MODE_OFF,
@@ -99,7 +100,7 @@ def build_request(prompt: str | Sequence[int] | None, options: GenerateOptions) 
     request = generation_pb2.GenerateRequest(
         model=_text("model", options.get("model", "")),
         sampling=_sampling(options),
-        request_id=_text("request_id", options.get("request_id", "")),
+        request_id=_request_id(options.get("request_id", "")),
     )
     _set_input(request, prompt, options.get("messages"))
     speculation = options.get("speculation")
@@ -217,6 +218,12 @@ def _token_ids(field: str, ids: Iterable[int]) -> list[int]:
             raise _INVALID(field, expected="token ids", got=item)
         out.append(value)
     return out
+
+
+def _request_id(value: str) -> str:
+    if not _REQUEST_ID.fullmatch(_text("request_id", value)):
+        raise _INVALID("request_id", expected="at most 128 of A-Z a-z 0-9 . _ : -", got=value[:160])
+    return value
 
 
 def _text(field: str, value: str) -> str:

@@ -4,9 +4,9 @@
        ▲            │
        └── wait ◀── failed(failure)          or the exception to raise
 
-Before Started the same request goes out again. After it, the request carries a Resume: the prompt as the server
-tokenized it, the tokens received, the seed, the numerics class and the lease. The server goes on after those tokens;
-``Assembly`` checks that it does.
+Before Started the same request goes out again. After it, a Resume takes the place of the input: the prompt as the
+server tokenized it, the tokens received, the seed, the numerics class and the lease. The server goes on after those
+tokens; ``Assembly`` checks that it does.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Exchange:
         request.CopyFrom(self._request)
         started = self.assembly.started
         if started is not None:
+            request.ClearField("input")  # the resume brings the prompt; the server takes one or the other
             request.model = started.model or request.model
             request.request_id = started.request_id or request.request_id
             request.resume.CopyFrom(
@@ -152,6 +153,7 @@ class Exchange:
         if event == "started":
             self.assembly.start(response.started)
             self.resumes += self._resuming
+            self._resuming = False  # further ones on this stream only move the session
         elif event == "tokens":
             chunk = self.assembly.add(response.tokens)
             if chunk is not None and chunk.tokens:
