@@ -1,0 +1,221 @@
+"""A language model that is a table: an engine for tests and simulations.
+
+The logits after a token are a pure function of (seed, the last ``order`` tokens), made by hashing; they go through the
+same sampler as a real model's. A fake with ``quality`` below 1 is a draft model for the fake with the same seed: its
+logits are blended with noise of its own, so that it agrees with the other less often the lower the quality is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
+from paceline.engine.interface import EngineInfo, StepPlan, StepResult
+from paceline.engine.kv_store import BlockTable, context_exceeded
+from paceline.speculation.errors import InvalidRequest
+from paceline.speculation.sampling import SAMPLER_VERSION, Row, sample
+
+__all__ = ["NAME", "FakeEngine", "FakeOptions", "fake_tokenizer_files", "parse_options"]
+
+NAME = "fake"
+_CONTEXT_LENGTH = 32768
+_TEXT = torch.tensor([byte == 32 or 97 <= byte <= 122 for byte in range(VOCAB_SIZE)])  # space and a–z
+_CACHED_CONTEXTS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class FakeOptions:
+    """What a fake model is like. In a model name: ``fake:quality=0.8,step_ms=2``."""
+
+    seed: int = 0  # which table; a draft model has its target's
+    order: int = 2  # tokens the next one depends on
+    vocab_size: int = VOCAB_SIZE  # 258 fits the fake tokenizer
+    quality: float = 1.0  # 0 … 1; 1 is the table itself, less agrees with it less often
+    spread: float = 3.0  # standard deviation of logits: the higher, the surer the model
+    eos: float = 0.01  # rough probability of ending the answer at any token
+    step_ms: float = 0.0  # duration of a step …
+    row_ms: float = 0.0  # … and what each row adds
+
+    def __post_init__(self) -> None:
+        limits = {"order": 1, "vocab_size": 2, "quality": 0, "spread": 0, "eos": 0, "step_ms": 0, "row_ms": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise InvalidRequest(f"fake.{name}", expected=f"{least} or more", got=getattr(self, name))
+        for name in ("quality", "eos"):
+            if getattr(self, name) > 1:
+                raise InvalidRequest(f"fake.{name}", expected="at most 1", got=getattr(self, name))
+
+    @property
+    def eos_token_id(self) -> int:
+        return min(IM_END, self.vocab_size - 1)
+
+
+def parse_options(name: str) -> FakeOptions:
+    """Options from a model name such as ``fake`` or ``fake:quality=0.8,step_ms=2``.
+
+    Raises InvalidRequest naming the option that is unknown or malformed.
+    """
+    kinds: dict[str, Callable[[str], int | float]] = {
+        field.name: int if field.type == "int" else float for field in fields(FakeOptions)
+    }
+    values: dict[str, int | float] = {}
+    head, _, tail = name.partition(":")
+    if head != NAME:
+        raise InvalidRequest("model", expected=f"{NAME}[:option=value,…]", got=name)
+    for pair in filter(None, tail.split(",")):
+        key, _, text = pair.partition("=")
+        if key not in kinds:
+            raise InvalidRequest("model", expected=f"fake options among {', '.join(kinds)}", got=key)
+        try:
+            values[key] = kinds[key](text)
+        except ValueError as error:
+            raise InvalidRequest(f"fake.{key}", expected="a number", got=text) from error
+    return FakeOptions(**values)  # type: ignore[arg-type]  # each value has its field's type
+
+
+class FakeEngine:
+    """Engine over a table. It checks plans like a real one and remembers every session's tokens."""
+
+    def __init__(
+        self,
+        options: FakeOptions | None = None,
+        *,
+        kv_tokens: int = 65536,
+        model_id: str = NAME,
+        sleep: Callable[[float], None] | None = time.sleep,
+        duration: Callable[[StepPlan], float] | None = None,
+    ) -> None:
+        """
+        Args:
+            kv_tokens: positions it can hold over all sessions.
+            sleep: called with a step's duration; None returns at once, for virtual time.
+            duration: seconds a plan takes; by default ``step_ms`` + ``row_ms`` per row.
+        """
+        self.options = options or FakeOptions()
+        self._table = BlockTable(kv_tokens)
+        self._tokens: dict[str, list[int]] = {}
+        self._sleep = sleep
+        self._duration = duration or self._default_duration
+        self._logits = functools.lru_cache(_CACHED_CONTEXTS)(self._compute_logits)
+        kept = {field.name: str(getattr(self.options, field.name)) for field in fields(FakeOptions)}
+        facts = {name: value for name, value in kept.items() if not name.endswith("_ms")}
+        facts |= {"engine": NAME, "torch": torch.__version__, "sampler": SAMPLER_VERSION}
+        identity = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+        self._info = EngineInfo(
+            model_id=model_id,
+            fingerprint=identity,
+            vocab_size=self.options.vocab_size,
+            context_length=_CONTEXT_LENGTH,
+            eos_token_ids=(self.options.eos_token_id,),
+            numerics=facts,
+            numerics_class=identity[:16],
+            kv_tokens=self._table.tokens,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """See Engine."""
+        return self._info
+
+    def reserve(self, session_id: str, max_len: int) -> bool:
+        """See Engine. Raises InvalidRequest beyond the context length: waiting would not help."""
+        if max_len > _CONTEXT_LENGTH:
+            raise context_exceeded(max_len, _CONTEXT_LENGTH)
+        if self._table.reserve(session_id, max_len) is None:
+            return False
+        self._tokens.setdefault(session_id, [])
+        return True
+
+    def free(self, session_id: str) -> None:
+        """See Engine."""
+        self._table.free(session_id)
+        self._tokens.pop(session_id, None)
+
+    def held(self, session_id: str) -> tuple[int, ...]:
+        """Tokens the engine holds of a session."""
+        return tuple(self._tokens.get(session_id, ()))
+
+    def check_integrity(self) -> None:
+        """Assert that pages add up and that every session holds as many tokens as it says."""
+        self._table.check_integrity()
+        for session_id, tokens in self._tokens.items():
+            assert self._table.holding(session_id).length == len(tokens), session_id
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """See Engine."""
+        logits = self.forward(plan)
+        rows = [
+            Row(piece.sampling, piece.first_noise_position + i, piece.choice)
+            for piece in plan.slices
+            for i in range(piece.samples)
+        ]
+        drawn = iter(sample(logits, rows).tolist())
+        samples = tuple(tuple(next(drawn) for _ in range(piece.samples)) for piece in plan.slices)
+        duration_s = self._duration(plan)
+        if self._sleep is not None and duration_s > 0:
+            self._sleep(duration_s)
+        return StepResult(samples, duration_s)
+
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Take a plan's tokens in; float32 logits [R, vocab] of its sampled rows."""
+        self._table.begin(plan)
+        rows: list[Tensor] = []
+        for piece in plan.slices:
+            assert all(0 <= token < self.options.vocab_size for token in piece.tokens), piece.tokens
+            tokens = self._tokens[piece.session_id]
+            tokens[piece.start :] = piece.tokens
+            ends = range(piece.end - piece.samples + 1, piece.end + 1)
+            rows += [self.next_logits(tokens[:end]) for end in ends]
+        self._table.commit(plan)
+        return torch.stack(rows) if rows else torch.empty(0, self.options.vocab_size)
+
+    def next_logits(self, tokens: list[int] | tuple[int, ...]) -> Tensor:
+        """Logits of the token after ``tokens``, float32 [vocab]: the model itself."""
+        return self._logits(tuple(tokens[-self.options.order :]))
+
+    def cost_curve(self) -> tuple[tuple[int, float], ...]:
+        """See Engine: what ``step_ms`` and ``row_ms`` say."""
+        return tuple((rows, (self.options.step_ms + self.options.row_ms * rows) / 1e3) for rows in (1, 16, 32, 64, 128))
+
+    def _default_duration(self, plan: StepPlan) -> float:
+        return (self.options.step_ms + self.options.row_ms * plan.rows) / 1e3
+
+    def _compute_logits(self, context: tuple[int, ...]) -> Tensor:
+        options = self.options
+        logits = self._noise("table", context)
+        if options.quality < 1:
+            own = self._noise("draft", context)
+            logits = options.quality * logits + (1 - options.quality) * own
+        logits = logits * options.spread
+        if options.vocab_size == VOCAB_SIZE:  # readable, so that stop strings have something to match
+            logits = torch.where(_TEXT, logits, logits - 4 * options.spread - 8)
+            logits[IM_START] = -torch.inf
+        eos = options.eos_token_id
+        if options.eos <= 0:
+            logits[eos] = -torch.inf
+        elif options.eos >= 1:
+            logits[eos] = logits.amax() + 50
+        else:
+            logits[eos] = self._eos_logit(context, logits)
+        return logits
+
+    def _eos_logit(self, context: tuple[int, ...], logits: Tensor) -> Tensor:
+        """After a share ``eos`` of contexts the end is nearly certain, after others it cannot come: greedy answers end
+        as often as sampled ones, and a draft model knows as well as its target."""
+        draw = int.from_bytes(self._digest("eos", context)[:8], "big") / 2**64
+        return logits.amax() + 50 if draw < self.options.eos else logits.new_tensor(-torch.inf)
+
+    def _noise(self, stream: str, context: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 [vocab], a function of (seed, stream, context)."""
+        seed = int.from_bytes(self._digest(stream, context)[:8], "big") >> 1
+        return torch.randn(self.options.vocab_size, generator=torch.Generator().manual_seed(seed))
+
+    def _digest(self, stream: str, context: tuple[int, ...]) -> bytes:
+        return hashlib.sha256(repr((self.options.seed, stream, context)).encode()).digest()

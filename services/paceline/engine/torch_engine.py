@@ -1,0 +1,175 @@
+"""The engine behind real models: any Hugging Face causal language model, in deterministic mode.
+
+A step is one forward pass over the flattened rows of all its slices. A row's logits have the same bits whatever the
+batch, the verify length, the chunking of a prompt and the neighbours: every product runs on tiles of one row count
+(``linear``), attention reduces by the row's own KV length (``attention``), and the rest of a transformer works row by
+row. ``probe.check_invariance`` holds this at every load.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.engine import attention, numerics, probe
+from paceline.engine.batch import KV_BLOCK, Layout
+from paceline.engine.interface import EngineInfo, StepPlan, StepResult
+from paceline.engine.kv_store import PAGE, BlockTable, KVStore, LayerShape, context_exceeded
+from paceline.engine.linear import packing_works, tile_linears
+from paceline.speculation.sampling import Row, sample
+
+_ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
+_CURVE_BUDGET_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class TorchOptions:
+    """How a model runs."""
+
+    kv_tokens: int = 4096  # KV positions to hold, over all sessions
+    row_tile: int | None = None  # rows per matrix product; None is 16 on a CPU, 64 elsewhere
+    query_tile: int = 8  # rows per attention product
+    device: str = "cpu"
+
+
+class TorchEngine:
+    """Engine over a loaded Hugging Face model, which it takes over and changes."""
+
+    def __init__(self, model: Any, *, model_id: str, fingerprint: str, options: TorchOptions) -> None:
+        """Args: model: a ``PreTrainedModel`` with a language modelling head, in the dtype it shall run in.
+
+        Raises Unsupported for models whose bits could not be kept.
+        """
+        self._device = torch.device(options.device)
+        row_tile = options.row_tile or (16 if self._device.type == "cpu" else 64)
+        config = model.config.get_text_config()
+        probe.require_row_local_positions(config)
+        self._dtype: torch.dtype = model.dtype
+        packed = self._device.type == "cpu" and packing_works(self._dtype, row_tile)
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        self._model = model.eval().requires_grad_(False).to(self._device)
+        tile_linears(self._model, row_tile=row_tile, packed=packed)
+        self._shapes = self._probe_shapes(row_tile, config.num_hidden_layers)
+        self._layout = Layout(row_tile, options.query_tile, self._max_blocks(), self._device)
+        self._table = BlockTable(options.kv_tokens)
+        self._store = KVStore(self._shapes, self._table, dtype=self._dtype, device=self._device)
+        facts = numerics.facts(
+            fingerprint=fingerprint, dtype=self._dtype, device=self._device, row_tile=row_tile,
+            query_tile=options.query_tile, packed=packed,
+        )  # fmt: skip
+        self._info = EngineInfo(
+            model_id=model_id,
+            fingerprint=fingerprint,
+            vocab_size=config.vocab_size,
+            context_length=getattr(config, "max_position_embeddings", None) or self._table.tokens,
+            eos_token_ids=_eos_token_ids(model),
+            numerics=facts,
+            numerics_class=numerics.numerics_class(facts),
+            kv_tokens=self._table.tokens,
+            row_tile=row_tile,
+        )
+        probe.check_invariance(self._forward, self._scratch(640), row_tile=row_tile, vocab_size=config.vocab_size)
+        self._curve: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def info(self) -> EngineInfo:
+        """See Engine."""
+        return self._info
+
+    def reserve(self, session_id: str, max_len: int) -> bool:
+        """See Engine. Raises InvalidRequest beyond the model's context length: waiting would not help."""
+        if max_len > self._info.context_length:
+            raise context_exceeded(max_len, self._info.context_length)
+        return self._store.reserve(session_id, max_len)
+
+    def free(self, session_id: str) -> None:
+        """See Engine."""
+        self._table.free(session_id)
+
+    def check_integrity(self) -> None:
+        """Assert that KV pages add up; to be called when idle."""
+        self._table.check_integrity()
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """See Engine. Raises FloatingPointError if the model yields NaN."""
+        started = time.perf_counter()
+        logits = self.forward(plan)
+        rows = [
+            Row(piece.sampling, piece.first_noise_position + i, piece.choice)
+            for piece in plan.slices
+            for i in range(piece.samples)
+        ]
+        drawn = iter(sample(logits, rows).tolist())
+        samples = tuple(tuple(next(drawn) for _ in range(piece.samples)) for piece in plan.slices)
+        return StepResult(samples, time.perf_counter() - started)
+
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Run a plan without sampling: logits [R, V] of its sampled rows, in the model's dtype."""
+        return self._forward(plan, self._table, self._store)
+
+    def cost_curve(self) -> tuple[tuple[int, float], ...]:
+        """See Engine. Measured at the first call, which also warms the engine up; under two seconds for small models,
+        and no more than its least two points beyond that."""
+        if not self._curve:
+            self._curve = tuple(self._measure_curve())
+        return self._curve
+
+    def _measure_curve(self) -> list[tuple[int, float]]:
+        tile = self._layout.row_tile
+        curve: list[tuple[int, float]] = []
+        started = time.perf_counter()
+        for rows in (1, tile, 2 * tile, 4 * tile, 8 * tile):
+            if len(curve) >= 2 and time.perf_counter() - started > _CURVE_BUDGET_S:
+                break
+            scratch = self._scratch(-(-rows // 8) * KV_BLOCK + PAGE)
+            plan = probe.cost_plans(scratch, rows)
+            seconds = []
+            for _ in range(3 if rows <= tile else 2):  # the first one or two warm up
+                begun = time.perf_counter()
+                logits = self._forward(plan, scratch.table, scratch.store)
+                sample(logits, [Row(probe.GREEDY, 0)] * rows)
+                seconds.append(time.perf_counter() - begun)
+            curve.append((rows, min(seconds)))
+        return curve
+
+    def _scratch(self, tokens: int) -> probe.Scratch:
+        return probe.Scratch(tokens, self._shapes, dtype=self._dtype, device=self._device)
+
+    @torch.inference_mode()
+    def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
+        table.begin(plan)
+        batch = self._layout.lay_out(plan, table)
+        arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
+        with attention.attending(attention.StepAttention(batch, store)):
+            if batch.samples:
+                logits: Tensor = self._model(**arguments, logits_to_keep=batch.sampled).logits[0, : batch.samples]
+            else:  # a prompt's chunk: nobody asks for logits, so the head is left out
+                self._model.get_decoder()(**arguments)
+                logits = torch.empty(0, self._info.vocab_size, dtype=self._dtype, device=self._device)
+        table.commit(plan)
+        return logits
+
+    @torch.inference_mode()
+    def _probe_shapes(self, row_tile: int, layers: int) -> list[LayerShape]:
+        rows = torch.zeros(1, row_tile, dtype=torch.int64, device=self._device)
+        shape_probe = probe.ShapeProbe()
+        with attention.attending(shape_probe):
+            self._model(input_ids=rows, position_ids=rows, use_cache=False)
+        return shape_probe.shapes(layers)
+
+    def _max_blocks(self) -> int:
+        widest = max(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in self._shapes)
+        return max(1, _ATTENTION_BYTES // (KV_BLOCK * widest * 4))
+
+
+def _eos_token_ids(model: Any) -> tuple[int, ...]:
+    found: set[int] = set()
+    for config in (model.generation_config, model.config.get_text_config()):
+        eos = getattr(config, "eos_token_id", None)
+        found |= set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    return tuple(sorted(found))
