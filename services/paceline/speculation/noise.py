@@ -42,18 +42,16 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 [4, …], words in 0 … 2^32 - 1.
     """
-    shape = (2,) + (1,) * (counter.dim() - 1)
-    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=counter.device).reshape(shape)
-    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=counter.device).reshape(shape)
-    left, right = counter[0::2], counter[1::2]  # words (0, 2) and (1, 3)
+    a, b, c, d = counter
     for round_index in range(_ROUNDS):
-        round_key = (key + round_index * weyl) & _MASK
+        key_low = (key[0] + round_index * _WEYL[0]) & _MASK
+        key_high = (key[1] + round_index * _WEYL[1]) & _MASK
         # A 32 × 32 bit product wraps in int64, but its 64 bits are right; the mask drops the sign extension.
-        product = left * multipliers
-        high = (product >> 32) & _MASK
-        left = high.flip(0).bitwise_xor_(right).bitwise_xor_(round_key)
-        right = (product & _MASK).flip(0)
-    return torch.stack((left[0], right[0], left[1], right[1]))
+        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a = (second >> 32).bitwise_and_(_MASK).bitwise_xor_(b).bitwise_xor_(key_low)
+        c = (first >> 32).bitwise_and_(_MASK).bitwise_xor_(d).bitwise_xor_(key_high)
+        b, d = second.bitwise_and_(_MASK), first.bitwise_and_(_MASK)
+    return torch.stack((a, b, c, d))
 
 
 def _uniform32(words: Tensor) -> Tensor:
@@ -89,12 +87,10 @@ class Noise:
         self._stream = stream
 
     def _words(self, index: Tensor, rows: Tensor, level: int) -> Tensor:
-        """index, rows: int64 [R', n] or broadcastable -> int64 [4, R', n]."""
-        rows = rows + torch.zeros_like(index)
-        index = index + torch.zeros_like(rows)
-        position, choice = self._place[:, rows]
-        tag = torch.full_like(index, 2 * self._stream + level)
-        return philox(torch.stack((index, position, choice, tag)), self._key[:, rows])
+        """int64 words [4, …] of broadcastable index and rows; rows may stay unexpanded to keep keys small."""
+        position, choice = self._place[:, rows] + torch.zeros_like(index)
+        tag = torch.full_like(position, 2 * self._stream + level)
+        return philox(torch.stack((index + torch.zeros_like(position), position, choice, tag)), self._key[:, rows])
 
     def block_minima(self, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Level 0: the least exponential of each block, and which of its tokens has it.

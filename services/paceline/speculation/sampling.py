@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.speculation import messages
 from paceline.speculation.noise import BLOCK, Noise
 from paceline.speculation.params import SamplingParams
 
-SAMPLER_VERSION = "1"
+SAMPLER_VERSION = messages.SAMPLER_VERSION
 
 _FIRST_BLOCKS = 4  # blocks looked into at first; the winner is almost always in one of them
 _MARGIN = 1e-9  # bounds and scores are float64: far above their rounding, far below any gap that matters
@@ -57,16 +58,14 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     out = torch.empty(len(rows), dtype=torch.int64)
     if not rows:
         return out
-    _require_finite(logits)
     greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
     full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
-    if greedy:
-        out[greedy] = _lowest_argmax(logits[greedy])
-    if cut:
-        out[cut] = _sample_cut(logits[cut], [rows[i] for i in cut])
-    if full:
-        out[full] = _sample_full(logits[full], [rows[i] for i in full])
+    for indices, draw in ((greedy, _sample_greedy), (cut, _sample_cut), (full, _sample_full)):
+        if len(indices) == len(rows):  # the usual case, without a copy of the logits
+            return draw(logits, rows)
+        if indices:
+            out[indices] = draw(logits[indices], [rows[i] for i in indices])
     return out
 
 
@@ -109,8 +108,8 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     return out
 
 
-def _require_finite(logits: Tensor) -> None:
-    peak = logits.amax(dim=1)  # NaN if the row holds one
+def _require_finite(peak: Tensor) -> None:
+    """peak: the rows' maxima, NaN where a row holds one."""
     if not bool(torch.isfinite(peak).all()):
         raise FloatingPointError("logits: expected no NaN and a finite maximum in every row; the model is broken")
 
@@ -118,6 +117,7 @@ def _require_finite(logits: Tensor) -> None:
 def _lowest_argmax(scores: Tensor) -> Tensor:
     """[R, V] -> int64 [R]: the lowest index among the maxima (torch.argmax promises no particular one)."""
     peak = scores.amax(dim=1, keepdim=True)
+    _require_finite(peak)
     index = torch.arange(scores.shape[1], device=scores.device)
     return torch.where(scores == peak, index, scores.shape[1]).amin(dim=1).cpu()
 
@@ -164,8 +164,14 @@ def _noise(rows: Sequence[Row], device: torch.device) -> Noise:
     )
 
 
+def _sample_greedy(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    assert all(row.params.greedy for row in rows)
+    return _lowest_argmax(logits)
+
+
 def _sample_cut(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Noise is evaluated at the survivors only, for all rows in one go."""
+    _require_finite(logits.amax(dim=1))
     kept = [survivors(row_logits, row.params) for row_logits, row in zip(logits, rows, strict=True)]
     owner = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in kept])).to(logits.device)
     tokens = torch.cat(kept)
@@ -189,13 +195,16 @@ def _sample_full(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     device, vocab = logits.device, logits.shape[1]
     blocks = -(-vocab // BLOCK)
-    padded = torch.nn.functional.pad(logits, (0, blocks * BLOCK - vocab), value=-math.inf)
-    grouped = padded.reshape(len(rows), blocks, BLOCK)
+    if vocab % BLOCK:
+        logits = torch.nn.functional.pad(logits, (0, blocks * BLOCK - vocab), value=-math.inf)
+    grouped = logits.reshape(len(rows), blocks, BLOCK)
+    peaks = grouped.amax(dim=2)
+    _require_finite(peaks.amax(dim=1))
     noise = _noise(rows, device)
     row_index = torch.arange(len(rows), device=device)[:, None]
     minima, offsets = noise.block_minima(row_index, torch.arange(blocks, device=device)[None])
     temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=device)
-    bounds = grouped.amax(dim=2).to(torch.float64) / temperature[:, None] - torch.log(minima)
+    bounds = peaks.to(torch.float64) / temperature[:, None] - torch.log(minima)
 
     def look(owner: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
         """Best score of each (row, block) pair and the lowest token that has it: [n] -> float64 [n], int64 [n]."""
