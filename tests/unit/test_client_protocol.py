@@ -65,6 +65,17 @@ async def test_a_move_within_a_stream_is_no_second_start(kind: str) -> None:
     assert (resume.session_id, resume.numerics_class, resume.lease_epoch) == ("s-2", "class-b", 4)
 
 
+async def test_a_resume_after_the_last_token_only_brings_the_end(kind: str) -> None:
+    nothing = Response(tokens=generation_pb2.Tokens(index=len(ANSWER), verifier_model_id="target-model"))
+    done = Response(completed=generation_pb2.Completed())
+    acts = (Act(tokens=len(ANSWER)), Act(responses=(started(), nothing, done)))
+    async with Server(FakeRouter(*acts)) as server, AnyClient(kind, server.address) as client:
+        stream = client.stream()
+        chunks = [chunk async for chunk in stream]
+        whole(await stream.result())
+    assert all(chunk.tokens for chunk in chunks)
+
+
 async def test_what_a_newer_server_adds_does_no_harm(kind: str) -> None:
     strange = generation_pb2.Tokens(index=0, token_ids=[5], text="x")
     strange.sources.append(77)  # type: ignore[arg-type]

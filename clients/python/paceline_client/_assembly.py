@@ -60,7 +60,7 @@ class Assembly:
         self.lease_epoch = message.lease_epoch
 
     def add(self, message: generation_pb2.Tokens) -> Chunk | None:
-        """Take what a round committed; None if all of it was here already."""
+        """Take what a round committed; None if it brings nothing, or nothing that was not here already."""
         if not self._open:
             raise self._broken("Tokens came before Started")
         if len(message.sources) != len(message.token_ids):
@@ -70,7 +70,7 @@ class Assembly:
         if message.index > received:
             raise self._broken(f"index: expected {received}, the tokens received so far, got {message.index}")
         known = received - message.index
-        if known and known >= len(message.token_ids):
+        if known >= len(message.token_ids) and (known or not message.text):
             self._check_repeat(message, len(message.token_ids))
             return None
         text = message.text
