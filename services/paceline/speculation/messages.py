@@ -14,6 +14,7 @@ from enum import IntEnum
 from paceline.speculation.params import SamplingParams
 
 PROTOCOL_VERSION = "1"
+SAMPLER_VERSION = "1"  # here rather than beside the sampler: who negotiates it needn't load torch
 
 
 class TokenSource(IntEnum):
