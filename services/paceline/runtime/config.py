@@ -5,7 +5,8 @@ A service takes ``--config FILE`` (YAML) and ``--set key=value`` overrides; both
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from paceline.speculation.errors import InvalidRequest
 class Closed(BaseModel):
     """A frozen model that refuses unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Telemetry(Closed):
@@ -168,6 +169,21 @@ def load(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -
             raise InvalidRequest("--set", expected="KEY=VALUE", got=override)
         _assign(values, key.split("."), yaml.safe_load(text))
     return parse(kind, values, source=path or "the command line")
+
+
+def field_help(kind: type[Closed]) -> str:
+    """Every field of a configuration, one a line: dotted name, what it is, default."""
+    return "\n".join(_field_lines(kind(), ""))
+
+
+def _field_lines(defaults: Closed, prefix: str) -> Iterator[str]:
+    for name, field in type(defaults).model_fields.items():
+        default = getattr(defaults, name)
+        if isinstance(default, Closed):
+            yield f"  {prefix}{name}  {field.description or 'a group of fields'}"
+            yield from _field_lines(default, f"{prefix}{name}.")
+        else:
+            yield f"  {prefix}{name}  {field.description} [{json.dumps(default)}]"
 
 
 def _read(path: str) -> dict[str, Any]:
