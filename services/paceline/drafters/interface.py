@@ -1,0 +1,93 @@
+"""The drafter seam: K tokens for each of these sessions.
+
+A drafter holds advisory state only: losing all of it costs time, never a token. Its methods are called from one
+thread at a time and may block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.speculation.digest import PrefixDigest
+from paceline.speculation.messages import Proposal, SessionOpen
+from paceline.speculation.params import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class DraftSession:
+    """A session as a draft worker knows it: an advisory copy of what the target committed.
+
+    ``tokens`` only ever grows, so a drafter may read ``tokens[:base_len]`` while more are appended in another thread.
+    Invariants: 0 < prompt_len <= len(tokens); digest is that of tokens.
+    """
+
+    session_id: str
+    lease_epoch: int
+    drafter: str
+    tokens: list[int]  # prompt and committed
+    digest: PrefixDigest
+    prompt_len: int
+    sampling: SamplingParams
+    choice: int
+
+    @classmethod
+    def opened(cls, opening: SessionOpen, drafter: str) -> DraftSession:
+        """A fresh session for the drafter of that name."""
+        return cls(
+            session_id=opening.session_id,
+            lease_epoch=opening.lease_epoch,
+            drafter=drafter,
+            tokens=list(opening.tokens),
+            digest=PrefixDigest(opening.tokens),
+            prompt_len=opening.prompt_len,
+            sampling=opening.sampling,
+            choice=opening.choice,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """At most ``max_tokens`` draft tokens after the first ``base_len`` tokens of an opened session."""
+
+    session_id: str
+    base_len: int
+    max_tokens: int  # K >= 1
+    budget_s: float = math.inf  # the answer is of no use after this long from the start of the batch
+
+    def __post_init__(self) -> None:
+        assert self.base_len > 0, self
+        assert self.max_tokens > 0, self
+
+
+class Drafter(Protocol):
+    """Anything that proposes tokens."""
+
+    @property
+    def name(self) -> str:
+        """What sessions ask for it by."""
+        ...
+
+    @property
+    def model_id(self) -> str:
+        """The model its draft tokens are attributed to."""
+        ...
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether it runs on the target's hidden states beside token ids."""
+        ...
+
+    def open(self, session: DraftSession) -> None:
+        """Take a session on. An open one of the same id is replaced; what was computed for it may be reused."""
+        ...
+
+    def close(self, session_id: str) -> None:
+        """Forget a session. Unknown ones are ignored."""
+        ...
+
+    def propose(self, asks: Sequence[Ask]) -> list[Proposal]:
+        """One proposal per ask, in order; possibly empty. Asks name opened sessions, each at most once. Blocks."""
+        ...
