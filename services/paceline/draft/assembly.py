@@ -1,0 +1,101 @@
+"""From a configuration to drafters and their description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paceline.drafters.interface import Drafter
+from paceline.drafters.ngram import NgramDrafter
+from paceline.runtime import text
+from paceline.runtime.config import DraftConfig
+from paceline.runtime.server import MAX_MESSAGE_BYTES
+from paceline.speculation.errors import InvalidRequest
+from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
+from paceline.v1 import common_pb2 as common
+from paceline.v1 import draft_pb2 as pb
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A drafter that is ready, and what it tells about its model."""
+
+    drafter: Drafter
+    model: common.ModelDescription
+    kv_tokens: int = 0
+
+
+def assemble(config: DraftConfig, progress: Progress) -> list[Offered]:
+    """Make the configured drafters; the engine is loaded only if one of them needs it.
+
+    Raises:
+        InvalidRequest: an unknown drafter or model, or settings that contradict each other.
+        Unsupported, Unavailable: see ``load_engine``.
+    """
+    if not config.drafters:
+        raise InvalidRequest("drafters", expected=f"one or more of {', '.join(_MAKERS)}", got=[])
+    for name in config.drafters:
+        if name not in _MAKERS:
+            raise InvalidRequest("drafters", expected=f"names among {', '.join(_MAKERS)}", got=name)
+    if len(set(config.drafters)) != len(config.drafters):
+        raise InvalidRequest("drafters", expected="each name once", got=list(config.drafters))
+    if config.default_drafter not in config.drafters:
+        expected = f"one of the drafters offered ({', '.join(config.drafters)})"
+        raise InvalidRequest("default_drafter", expected=expected, got=config.default_drafter)
+    return [_MAKERS[name](config, progress) for name in config.drafters]
+
+
+def describe(config: DraftConfig, offered: list[Offered], incarnation: str) -> pb.DraftDescription:
+    """The answer to Describe."""
+    return pb.DraftDescription(
+        protocol_version=PROTOCOL_VERSION,
+        sampler_version=SAMPLER_VERSION,
+        incarnation=incarnation,
+        limits=common.WorkerLimits(
+            max_sessions=config.max_sessions,
+            max_queue=config.max_queue,
+            max_draft_tokens=config.max_draft_tokens,
+            kv_tokens=sum(each.kv_tokens for each in offered),
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        ),
+        drafters=[
+            pb.DrafterDescription(name=each.drafter.name, model=each.model, needs_features=each.drafter.needs_features)
+            for each in offered
+        ],
+        default_drafter=config.default_drafter,
+    )
+
+
+def _ngram(config: DraftConfig, progress: Progress) -> Offered:
+    drafter = NgramDrafter(config.ngram_min, config.ngram_max)
+    progress(f"drafter ngram: suffixes of {config.ngram_min} to {config.ngram_max} tokens")
+    # No tokenizer fingerprint: it copies token ids, whatever they mean.
+    return Offered(drafter, common.ModelDescription(model_id=drafter.model_id))
+
+
+def _model(config: DraftConfig, progress: Progress) -> Offered:
+    if config.engine is None:
+        raise InvalidRequest("engine", expected="a model for the drafter `model`", got=None)
+    # Loading torch takes seconds, and an ngram worker has no use for it.
+    from paceline.drafters.model import ModelDrafter  # noqa: PLC0415
+    from paceline.engine.loading import EngineSpec, load_engine  # noqa: PLC0415
+
+    loaded = load_engine(EngineSpec(**config.engine.model_dump()), progress)
+    info = loaded.engine.info
+    progress(f"drafter model: {info.model_id}, {info.kv_tokens} KV tokens")
+    model = common.ModelDescription(
+        model_id=info.model_id,
+        fingerprint=info.fingerprint,
+        numerics_class=info.numerics_class,
+        numerics=info.numerics,
+        vocab_size=info.vocab_size,
+        context_length=info.context_length,
+        tokenizer_fingerprint=text.fingerprint(loaded.tokenizer_files),
+        eos_token_ids=info.eos_token_ids,
+    )
+    return Offered(ModelDrafter(loaded.engine), model, info.kv_tokens)
+
+
+_MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {"ngram": _ngram, "model": _model}

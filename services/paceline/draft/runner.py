@@ -1,0 +1,115 @@
+"""Runs one drafter's batches, one after the other, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from paceline.draft.lane import Answer, Batch, Outcome
+from paceline.draft.spans import DraftSpan, DraftSpans, RunSpan
+from paceline.draft.worker import DraftWorker
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3  # runs in a row
+RUN_LIMIT_S = 120.0
+
+
+class DrafterFailed(Exception):
+    """A drafter cannot be relied on any more; the process should be replaced."""
+
+
+class LaneRunner:
+    """Plan, run, complete, deliver; then wait for the next wake-up.
+
+    Args:
+        drafter: the lane's name.
+        deliver: takes answers as soon as there are any.
+        clock: monotonic seconds.
+        run_limit_s: a run that takes longer is stuck.
+    """
+
+    def __init__(
+        self,
+        worker: DraftWorker,
+        drafter: str,
+        *,
+        deliver: Callable[[Iterable[Answer]], None],
+        spans: DraftSpans,
+        clock: Callable[[], float],
+        run_limit_s: float = RUN_LIMIT_S,
+    ) -> None:
+        self.drafter = drafter
+        self._worker, self._deliver, self._spans, self._clock = worker, deliver, spans, clock
+        self._run_limit_s = run_limit_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"drafter-{drafter}")
+        self._work = asyncio.Event()
+        self._failures = 0
+
+    def wake(self) -> None:
+        """Something was submitted, opened or released."""
+        self._work.set()
+
+    def close(self) -> None:
+        """Give the thread back; a run under way ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises DrafterFailed after MAX_FAILURES failed runs in a row, or one that is stuck."""
+        while True:
+            batch = self._worker.plan(self.drafter, self._clock())
+            if batch is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            self._deliver(batch.expired)
+            await self._run(batch)
+
+    async def _run(self, batch: Batch) -> None:
+        start_ns = time.time_ns()
+        error: Exception | None = None
+        outcome: Outcome | None = None
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, DraftWorker.run, batch, self._clock)
+        try:
+            done, _ = await asyncio.wait((future,), timeout=self._run_limit_s)
+            if not done:
+                raise DrafterFailed(f"drafter {self.drafter}: a run took longer than {self._run_limit_s:g} s")
+            outcome = future.result()
+            self._failures = 0
+        except Exception as caught:
+            log.exception("drafter %s failed on %d sessions", self.drafter, len(batch.asks))
+            error = caught
+            self._failures += 1
+        # Drafts are advisory: routers go on with empty ones.
+        self._deliver(self._worker.complete(batch, outcome, self._clock()))
+        if batch.asks:
+            self._spans.draft_run(_span(batch, outcome, start_ns, error))
+        if isinstance(error, DrafterFailed):
+            raise error
+        if error is not None and self._failures >= MAX_FAILURES:
+            raise DrafterFailed(f"drafter {self.drafter}: {self._failures} runs in a row failed") from error
+
+
+def _span(batch: Batch, outcome: Outcome | None, start_ns: int, error: Exception | None) -> RunSpan:
+    lengths = [len(proposal.tokens) for proposal in outcome.proposals] if outcome else [0] * len(batch.asks)
+    return RunSpan(
+        drafter=batch.drafter.name,
+        model_id=batch.drafter.model_id,
+        start_ns=start_ns,
+        end_ns=time.time_ns(),
+        drafts=tuple(
+            DraftSpan(
+                trace=waiting.task.trace,
+                session_id=waiting.task.fence.session_id,
+                round_id=waiting.task.fence.round_id,
+                asked=waiting.max_tokens,
+                drafted=drafted,
+            )
+            for waiting, drafted in zip(batch.waiting, lengths, strict=True)
+        ),
+        error=repr(error) if error else "",
+    )
