@@ -122,7 +122,7 @@ class Child:
         """Start and wait for the ready line. Raises StartFailed."""
         try:
             ready = await self._launch()
-        except BaseException:
+        except StartFailed:
             self._enter(State.FAILED)
             raise
         self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.spec.name}")
