@@ -17,6 +17,8 @@ from paceline.runtime import process
 from paceline.runtime.config import DraftConfig, field_help, load
 from paceline.runtime.server import WorkerServer, until_stopped
 from paceline.speculation.errors import PacelineError
+from paceline.telemetry.provider import setup
+from paceline.telemetry.worker_spans import DraftSpans
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -51,7 +53,8 @@ async def serve(config: DraftConfig, offered: list[Offered]) -> int:
         max_draft_tokens=config.max_draft_tokens,
         session_ttl_s=config.session_ttl_s,
     )
-    service = DraftService(worker, describe(config, offered, incarnation))
+    tracing = setup(config.telemetry, "draft", incarnation)
+    service = DraftService(worker, describe(config, offered, incarnation), spans=DraftSpans(tracing))
     server = WorkerServer(config.host, config.port, services=(SERVICE_NAME,), add=add_to(service))
     port = await server.start()
     service.start()
@@ -65,6 +68,7 @@ async def serve(config: DraftConfig, offered: list[Offered]) -> int:
     await server.set_serving(False)
     await service.stop()
     await server.stop()
+    await asyncio.to_thread(tracing.shutdown)
     return EXIT_FAILED if service.failed.is_set() else 0
 
 
