@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from typing import TypeVar
+
 from paceline.speculation.digest import DIGEST_BYTES
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import (
@@ -30,7 +33,22 @@ from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as draft
 from paceline.v1 import target_pb2 as target
 
+EnumT = TypeVar("EnumT", bound=IntEnum)
+
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
+
+
+def _member(kind: type[EnumT], value: int, field: str) -> EnumT:
+    try:
+        return kind(value)
+    except ValueError as error:
+        expected = "one of " + ", ".join(f"{member.value} ({member.name.lower()})" for member in kind)
+        raise InvalidRequest(field, expected=expected, got=value) from error
+
+
+def _require(holds: bool, field: str, expected: str, got: object) -> None:
+    if not holds:
+        raise InvalidRequest(field, expected=expected, got=got)
 
 
 def to_sampling(params: SamplingParams) -> common.SamplingOptions:
@@ -50,7 +68,7 @@ def from_sampling(message: common.SamplingOptions) -> SamplingParams:
         **given,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
-        verification_mode=VerificationMode(mode) if mode else VerificationMode.AGREEMENT,
+        verification_mode=_member(VerificationMode, mode, "verification_mode") if mode else VerificationMode.AGREEMENT,
     )
 
 
@@ -76,17 +94,16 @@ def to_fence(fence: Fence) -> common.Fence:
 
 
 def from_fence(message: common.Fence) -> Fence:
-    if not message.session_id:
-        raise InvalidRequest("fence.session_id", expected="a session id", got="")
-    if len(message.prefix_digest) != DIGEST_BYTES:
-        raise InvalidRequest("fence.prefix_digest", expected=f"{DIGEST_BYTES} bytes", got=message.prefix_digest)
+    _require(bool(message.session_id), "fence.session_id", "a session id", "")
+    digest = message.prefix_digest
+    _require(len(digest) == DIGEST_BYTES, "fence.prefix_digest", f"{DIGEST_BYTES} bytes", digest)
     return Fence(
         session_id=message.session_id,
         incarnation=message.incarnation,
         lease_epoch=message.lease_epoch,
         round_id=message.round_id,
         base_len=message.base_len,
-        prefix_digest=message.prefix_digest,
+        prefix_digest=digest,
     )
 
 
@@ -108,11 +125,9 @@ def to_open(opening: SessionOpen) -> common.SessionOpen:
 
 
 def from_open(message: common.SessionOpen) -> SessionOpen:
-    if not message.session_id:
-        raise InvalidRequest("session_id", expected="a session id", got="")
-    if not 0 < message.prompt_len <= len(message.tokens):
-        expected = f"1 to {len(message.tokens)}, the number of tokens"
-        raise InvalidRequest("prompt_len", expected=expected, got=message.prompt_len)
+    count = len(message.tokens)
+    _require(bool(message.session_id), "session_id", "a session id", "")
+    _require(0 < message.prompt_len <= count, "prompt_len", f"1 to {count}, the number of tokens", message.prompt_len)
     return SessionOpen(
         session_id=message.session_id,
         lease_epoch=message.lease_epoch,
@@ -142,7 +157,7 @@ def to_resync(resync: Resync) -> common.Resync:
 
 
 def from_resync(message: common.Resync) -> Resync:
-    return Resync(ResyncReason(message.reason), message.known_len)
+    return Resync(_member(ResyncReason, message.reason, "resync.reason"), message.known_len)
 
 
 def to_draft_task(task: DraftTask) -> draft.DraftTask:
@@ -181,15 +196,17 @@ def to_draft_result(result: DraftResult) -> draft.DraftResult:
 
 
 def from_draft_result(message: draft.DraftResult) -> DraftResult:
-    outcome: Proposal | Resync
-    if message.WhichOneof("outcome") == "resync":
-        outcome = from_resync(message.resync)
-    else:
-        proposal = message.proposal
-        outcome = Proposal(
-            tuple(proposal.tokens), proposal.drafter, proposal.proposer_model_id, tuple(proposal.confidence)
-        )
+    kind = message.WhichOneof("outcome")
+    _require(kind is not None, "outcome", "a proposal or a resync", kind)
+    outcome = from_resync(message.resync) if kind == "resync" else _proposal(message.proposal)
     return DraftResult(from_fence(message.fence), outcome, from_timing(message.timing))
+
+
+def _proposal(message: draft.DraftProposal) -> Proposal:
+    tokens, confidence = tuple(message.tokens), tuple(message.confidence)
+    fits = not confidence or len(confidence) == len(tokens)
+    _require(fits, "proposal.confidence", f"{len(tokens)} values, one per token, or none", len(confidence))
+    return Proposal(tokens, message.drafter, message.proposer_model_id, confidence)
 
 
 def to_verify_task(task: VerifyTask) -> target.VerifyTask:
@@ -217,7 +234,7 @@ def to_finish(finish: Finish) -> common.Finish:
 
 def from_finish(message: common.Finish) -> Finish:
     return Finish(
-        FinishReason(message.reason),
+        _member(FinishReason, message.reason, "finish.reason"),
         message.stop_token_id if message.HasField("stop_token_id") else None,
         message.stop_string if message.HasField("stop_string") else None,
     )
@@ -244,21 +261,28 @@ def to_verify_result(result: VerifyResult) -> target.VerifyResult:
 
 
 def from_verify_result(message: target.VerifyResult) -> VerifyResult:
-    outcome: Verdict | Resync
-    if message.WhichOneof("outcome") == "resync":
-        outcome = from_resync(message.resync)
-    else:
-        verdict = message.verdict
-        outcome = Verdict(
-            tokens=tuple(verdict.tokens),
-            sources=tuple(TokenSource(source) for source in verdict.sources),
-            verify_len=verdict.verify_len,
-            accepted=verdict.accepted,
-            text=verdict.text,
-            finish=from_finish(verdict.finish) if verdict.HasField("finish") else None,
-            verifier_model_id=verdict.verifier_model_id,
-        )
+    kind = message.WhichOneof("outcome")
+    _require(kind is not None, "outcome", "a verdict or a resync", kind)
+    outcome = from_resync(message.resync) if kind == "resync" else _verdict(message.verdict)
     return VerifyResult(from_fence(message.fence), outcome, from_timing(message.timing))
+
+
+def _verdict(message: target.Verdict) -> Verdict:
+    sources = tuple(_member(TokenSource, source, "verdict.sources") for source in message.sources)
+    count, most = len(message.tokens), message.verify_len
+    _require(len(sources) == count, "verdict.sources", f"{count}, one per token", len(sources))
+    ordered = all(source is TokenSource.ACCEPTED for source in sources[:-1])
+    _require(ordered, "verdict.sources", "accepted before the last", sources)
+    _require(message.accepted <= most, "verdict.accepted", f"at most verify_len, {most}", message.accepted)
+    return Verdict(
+        tokens=tuple(message.tokens),
+        sources=sources,
+        verify_len=most,
+        accepted=message.accepted,
+        text=message.text,
+        finish=from_finish(message.finish) if message.HasField("finish") else None,
+        verifier_model_id=message.verifier_model_id,
+    )
 
 
 def to_step(report: StepReport) -> target.StepReport:
