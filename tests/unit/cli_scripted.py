@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from paceline.runtime.process import READY_PREFIX
 from paceline.v1 import common_pb2, generation_pb2
 from paceline.v1.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
 
@@ -113,3 +115,35 @@ class Scripted(GenerationServiceServicer):
             id="m", numerics_class="c" * 20, context_length=2048, drafters=["ngram", "model"], targets=1, drafts=2
         )
         return generation_pb2.ListModelsResponse(models=[model])
+
+
+SERVICE = f"""
+import json, os, signal, socket, sys, time
+service = sys.argv[1]
+with open(sys.argv[sys.argv.index("--config") + 1]) as file:
+    values = dict(line.rstrip().split(": ", 1) for line in file if ": " in line and line[0].isalpha())
+if values.get("default_drafter") == "refuse":
+    sys.exit([print("default_drafter: expected a known drafter, got 'refuse'", file=sys.stderr), 2][1])
+stubborn = values.get("default_drafter") == "stubborn"
+signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else lambda *_: sys.exit(0))
+asked = values["grpc_port" if service == "router" else "port"]
+if "--set" in sys.argv:
+    asked = sys.argv[sys.argv.index("--set") + 1].removeprefix("port=")
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(asked)))
+listener.listen()
+address = "127.0.0.1:%d" % listener.getsockname()[1]
+if "--announce" in sys.argv:
+    address = sys.argv[sys.argv.index("--announce") + 1]
+ready = dict(service=service, address=address, pid=os.getpid(), incarnation="i", model_id="m")
+print("{READY_PREFIX}" + json.dumps(ready), flush=True)
+time.sleep(120)
+"""
+
+
+def service_commands(folder: Path) -> dict[str, tuple[str, ...]]:
+    """``ClusterSpec.commands`` for services that only listen."""
+    script = folder / "service.py"
+    script.write_text(SERVICE)
+    return {service: ("-S", str(script), service) for service in ("target", "draft", "router")}

@@ -158,3 +158,10 @@ def test_a_terminal_gets_colours_unless_told_otherwise(
     assert (green_two in out) is colored
     assert ("\x1b" in out) is colored
     assert ("accepted draft" in done.stderr.decode()) is colored
+
+
+def test_nobody_there_is_one_line_that_says_what_to_do() -> None:
+    result = CliRunner().invoke(paceline, ["generate", "p", "--address", "127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("is a cluster running there? `paceline up` starts one\n")
+    assert len(result.stderr.splitlines()) == 1

@@ -11,7 +11,7 @@ from paceline_client import Client, GenerateOptions
 from paceline_client import PacelineError as ClientError
 
 from paceline.cli.answer import answer_options, closing, colored, request_of, show
-from paceline.cli.errors import told
+from paceline.cli.errors import INTERRUPTED, told
 from paceline.cli.paint import legend
 
 MAX_MESSAGES = 200
@@ -61,6 +61,7 @@ class Chat:
                 return
             if line:
                 self._take(line)
+        sys.exit(INTERRUPTED)
 
     def _take(self, line: str) -> None:
         if line == "/reset":

@@ -201,7 +201,8 @@ async def round_trip_s() -> float:
     return statistics.median(times)
 
 
-CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
+CheckRun = Callable[[], Iterator[Check]]
+CHECKS: tuple[CheckRun, ...] = (
     check_python,
     check_packages,
     check_torch,

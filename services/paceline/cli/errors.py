@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import click
-from paceline_client import InvalidRequestError
+from paceline_client import InvalidRequestError, UnavailableError
 from paceline_client import PacelineError as ClientError
 
 from paceline.runtime.child import StartFailed
@@ -45,6 +45,8 @@ def told(command: Callable[P, T]) -> Callable[P, T]:
             raise BadInput(str(error)) from error
         except StartFailed as error:
             raise (BadInput if error.returncode == BAD_INPUT else Failure)(str(error)) from error
+        except UnavailableError as error:
+            raise Failure(f"{error}; is a cluster running there? `paceline up` starts one") from error
         except (PacelineError, ClientError) as error:
             raise Failure(str(error)) from error
         except KeyboardInterrupt:

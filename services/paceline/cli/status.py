@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import httpx
-from paceline_client import Client
+from paceline_client import Client, RetryPolicy
 from paceline_client import PacelineError as ClientError
 from rich.console import Console
 from rich.table import Table
@@ -30,17 +30,17 @@ def command(*, address: str | None, api_key: str | None, http: str, as_json: boo
     status = gather(address, api_key, http)
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
-    else:
-        _print(status)
     if status["models"] is None and status["health"] is None:
         raise Failure(f"nothing answers: {'; '.join(status['problems'])}; start a cluster with `paceline up`")
+    if not as_json:
+        _print(status)
 
 
 def gather(address: str | None, api_key: str | None, http: str) -> dict[str, Any]:
     """Everything both ingresses tell; None for what one of them didn't."""
     problems: list[str] = []
     status: dict[str, Any] = {"models": None, "health": None, "router": None, "problems": problems}
-    with Client(address, api_key=api_key) as client:
+    with Client(address, api_key=api_key, retry=RetryPolicy(attempts=1)) as client:
         try:
             status["models"] = [dataclasses.asdict(model) for model in client.models(timeout=TIMEOUT_S)]
         except ClientError as error:
