@@ -19,14 +19,14 @@ from paceline.speculation.errors import InvalidRequest
 class Closed(BaseModel):
     """A frozen model that refuses unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Telemetry(Closed):
     """Where spans go."""
 
-    otlp_endpoint: str = ""
-    """OTLP/gRPC endpoint, such as http://127.0.0.1:4317; empty sends nothing."""
+    otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s/]+/?)?$")
+    """OTLP/gRPC endpoint, such as http://127.0.0.1:4317 (https:// for TLS); empty sends nothing."""
     sample_ratio: float = Field(1.0, ge=0, le=1)
     """Share of requests traced when the caller brings no trace context."""
 
@@ -151,7 +151,7 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], *, source: str = "conf
         field = ".".join(str(part) for part in first["loc"]) or source
         hint = f"in {source}"
         if first["type"] == "extra_forbidden":
-            names = ", ".join(sorted(kind.model_fields))
+            names = ", ".join(sorted(type(_group(kind(), first["loc"])).model_fields))
             raise InvalidRequest(field, expected=f"a known field ({names})", got=field, hint=hint) from error
         raise InvalidRequest(field, expected=str(first["msg"]), got=first["input"], hint=hint) from error
 
@@ -167,7 +167,7 @@ def load(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InvalidRequest("--set", expected="KEY=VALUE", got=override)
-        _assign(values, key.split("."), yaml.safe_load(text))
+        _assign(values, key.split("."), _override(override, text))
     return parse(kind, values, source=path or "the command line")
 
 
@@ -186,10 +186,27 @@ def _field_lines(defaults: Closed, prefix: str) -> Iterator[str]:
             yield f"  {prefix}{name}  {field.description} [{json.dumps(default)}]"
 
 
+def _group(group: Closed, location: Sequence[int | str]) -> Closed:
+    """The group of fields that a field, known or not, belongs to."""
+    for part in location[:-1]:
+        inner = getattr(group, str(part), None)
+        if not isinstance(inner, Closed):
+            break
+        group = inner
+    return group
+
+
+def _override(override: str, text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidRequest("--set", expected="KEY=VALUE with a YAML value", got=override) from error
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest("--config", expected="a readable YAML file", got=path, hint=str(error)) from error
     except yaml.YAMLError as error:
         raise InvalidRequest("--config", expected="valid YAML", got=path, hint=str(error)) from error

@@ -43,11 +43,14 @@ def announce(
 
 
 def parse_ready(line: str) -> Ready | None:
-    """The Ready of a ready line; None for any other line."""
+    """The Ready of a ready line; None for any other line, such as one another thread's output ran into."""
     if not line.startswith(READY_PREFIX):
         return None
-    fields = json.loads(line.removeprefix(READY_PREFIX))
-    return Ready(**fields | {"pids": tuple(fields.get("pids", ()))})
+    try:
+        fields = json.loads(line.removeprefix(READY_PREFIX))
+        return Ready(**fields | {"pids": tuple(fields.get("pids", ()))})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def follow_parent(parent_pid: int) -> None:

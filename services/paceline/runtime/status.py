@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import grpc
@@ -9,6 +10,7 @@ import grpc
 from paceline.speculation import errors
 
 RETRY_AFTER_KEY = "paceline-retry-after-ms"
+_RETRY_AFTER = re.compile(r"(.*); retry after ([0-9.]+(?:e[+-]?[0-9]+)?) s", re.DOTALL)
 
 
 class Status(NamedTuple):
@@ -36,15 +38,33 @@ def status_of(error: Exception) -> Status:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), _BUG)
 
 
+class _Told:
+    """What came, as a worker has written it already."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
 def error_from(code: grpc.StatusCode, details: str) -> errors.PacelineError:
-    """The error a worker meant by a gRPC status; codes that are not ours count as Unavailable."""
+    """The error a worker meant by a gRPC status, with the same text; codes that are not ours count as Unavailable."""
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, _, rest = details.partition(": expected ")
-        expected, _, got = rest.partition(", got ")
-        return errors.InvalidRequest(field, expected=expected or details, got=got)
+        return _invalid(details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return errors.Overloaded(details, retry_after_s=1.0)
+        told = _RETRY_AFTER.fullmatch(details)
+        message, seconds = told.groups() if told else (details, "1")  # gRPC's own limits name no time
+        return errors.Overloaded(message, retry_after_s=float(seconds))
     for kind, status in _STATUS:
         if status.code is code:
             return kind(details)  # type: ignore[return-value]
     return errors.Unavailable(f"{code.name}: {details}")
+
+
+def _invalid(details: str) -> errors.InvalidRequest:
+    field, found, rest = details.partition(": expected ")
+    expected, found_too, got = rest.partition(", got ")
+    if not (found and found_too):
+        return errors.InvalidRequest("request", expected="a valid one", got=_Told(details))
+    return errors.InvalidRequest(field, expected=expected, got=_Told(got))
