@@ -33,7 +33,7 @@ _COMMON: dict[str, Any] = {
 def configs() -> dict[str, Any]:
     """One configuration per kind of attention: grouped, one KV head and odd sizes, normed, soft-capped in windows,
     learned positions with transposed weights, and low-rank with keys wider than values."""
-    gpt2 = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 2, "n_head": 4, "initializer_range": 0.15}
+    gpt2: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 2, "n_head": 4, "initializer_range": 0.15}
     return {
         "llama": transformers.LlamaConfig(**_COMMON),
         "odd": transformers.LlamaConfig(
@@ -60,7 +60,8 @@ def tiny_model(config: Any, dtype: torch.dtype) -> Any:
     """A model with weights that are the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
+        auto: Any = transformers.AutoModelForCausalLM
+        return auto.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
 def tiny_engine(config: Any, dtype: torch.dtype = torch.float32, **options: Any) -> TorchEngine:

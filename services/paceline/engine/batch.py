@@ -22,12 +22,10 @@ PAGES_PER_BLOCK = KV_BLOCK // PAGE
 
 
 def padded_blocks(kv_len: int) -> int:
-    """Blocks a KV length is padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24 … so that few buckets hold every length."""
+    """Blocks a KV length is padded to: 1 … 8, 10, 12, 14, 16, 20, 24 … so that few buckets hold every length."""
     need = -(-kv_len // KV_BLOCK)
-    power = 1
-    while power < need:
-        power *= 2
-    return power // 4 * 3 if power >= 4 and need <= power // 4 * 3 else power
+    step = max(1, 1 << max(0, (need - 1).bit_length() - 3))
+    return -(-need // step) * step
 
 
 @dataclass(slots=True)

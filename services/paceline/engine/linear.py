@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from paceline.speculation.errors import Unsupported
 
+_CACHE_LINE_BYTES = 64
+
 
 def packing_available() -> bool:
     """Whether torch was built with the oneDNN operators that multiply by packed weights. They are not public API."""
@@ -40,6 +42,15 @@ def packing_works(dtype: torch.dtype, row_tile: int) -> bool:
     return close and torch.equal(turned.flip(0), out)
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself if it starts on a cache line, else a copy that does.
+
+    Maths libraries peel unaligned beginnings, which changes the order of a reduction: a row's bits would depend on
+    where in the batch, or in a memory-mapped file, it lies (seen with one-row products in float32).
+    """
+    return tensor if tensor.data_ptr() % _CACHE_LINE_BYTES == 0 else tensor.clone()
+
+
 def _pack(weight: Tensor, row_tile: int) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), row_tile)  # noqa: SLF001
     return packed
@@ -60,7 +71,7 @@ class TiledLinear(nn.Module):
         self.row_tile = row_tile
         self.packed = packed
         # Plain attributes: oneDNN's opaque tensors cannot be buffers, and inference needs no parameters.
-        self._weight = _pack(weight.detach(), row_tile) if packed else weight.detach()
+        self._weight = _pack(weight.detach(), row_tile) if packed else _aligned(weight.detach().contiguous())
         self._bias = None if bias is None else bias.detach()
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -74,6 +85,7 @@ class TiledLinear(nn.Module):
         return out.view(*rows.shape[:-1], self.out_features)
 
     def _multiply(self, tile: Tensor) -> Tensor:
+        tile = _aligned(tile)
         if self.packed:
             return _multiply_packed(tile, self._weight, self._bias)
         return functional.linear(tile, self._weight, self._bias)

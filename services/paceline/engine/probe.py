@@ -43,6 +43,9 @@ class ShapeProbe:
             raise Unsupported("model", got="attention that is not causal", hint="use a causal language model")
         if layer in self._shapes:
             raise Unsupported("model", got=f"layer {layer} attending twice", hint="use another model")
+        if key.shape[3] % 2:
+            # Tiles of queries would not all start on a cache line, see linear.
+            raise Unsupported("model", got=f"an odd head dimension, {key.shape[3]}", hint="use another model")
         self._shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
