@@ -137,6 +137,7 @@ address = "127.0.0.1:%d" % listener.getsockname()[1]
 if "--announce" in sys.argv:
     address = sys.argv[sys.argv.index("--announce") + 1]
 ready = dict(service=service, address=address, pid=os.getpid(), incarnation="i", model_id="m")
+ready |= dict(http="0.0.0.0:8123", pids=[1]) if service == "router" else dict()
 print("{READY_PREFIX}" + json.dumps(ready), flush=True)
 time.sleep(120)
 """

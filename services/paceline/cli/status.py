@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ def gather(address: str | None, api_key: str | None, http: str) -> dict[str, Any
             status["models"] = [dataclasses.asdict(model) for model in client.models(timeout=TIMEOUT_S)]
         except ClientError as error:
             problems.append(f"gRPC: {error}")
+    api_key = api_key or os.environ.get("PACELINE_API_KEY")  # as the client does
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     with httpx.Client(base_url=http, timeout=TIMEOUT_S, headers=headers) as web:
         for key, path in (("health", "/healthz"), ("router", "/internal/status")):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from paceline.cli.answer import answer_of, colored, show, tell_closing
 from paceline.cli.errors import FAILED, INTERRUPTED, Failure, told
@@ -60,9 +61,10 @@ def command(*, restart: bool, demo: bool, no_color: bool, **fields: Any) -> None
 async def run(spec: ClusterSpec, *, demo: bool, color: bool) -> int:
     """Bring a cluster up and keep it until a signal, or for the demo; returns the exit code."""
     began = time.monotonic()
-    cluster = LocalCluster(spec, observe=_Progress(began))
+    progress = _Progress(began)
+    cluster = LocalCluster(spec, observe=progress)
     ready = False
-    with _signals(cluster) as seen:
+    with _signals(cluster, progress) as seen:
         try:
             await _fetch(cluster)
             async with cluster:
@@ -101,7 +103,7 @@ async def _demo(address: str, color: bool) -> None:
 
 
 @contextlib.contextmanager
-def _signals(cluster: LocalCluster) -> Iterator[list[int]]:
+def _signals(cluster: LocalCluster, progress: _Progress) -> Iterator[list[int]]:
     """The first signal cancels the task, which stops the cluster; the second kills every process at once."""
     seen: list[int] = []
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -114,6 +116,7 @@ def _signals(cluster: LocalCluster) -> Iterator[list[int]]:
             task.cancel()
             return
         cluster.kill_now()
+        progress.stop()
         os._exit(INTERRUPTED if number == signal.SIGINT else FAILED)
 
     for number in _SIGNALS:
@@ -126,13 +129,28 @@ def _signals(cluster: LocalCluster) -> Iterator[list[int]]:
 
 
 class _Progress:
-    """Tells on standard error what each process does, and when."""
+    """Tells on standard error what each process does, and when; on a terminal with a spinner while one loads."""
 
     def __init__(self, began: float) -> None:
         self._began = began
+        self._loading: list[str] = []
+        self._console = Console(stderr=True, highlight=False)
+        self._status = self._console.status("")
 
     def __call__(self, name: str, state: State, detail: str) -> None:
+        self._loading = [each for each in self._loading if each != name]
+        if state is State.STARTING:
+            self._loading.append(name)
         words = {State.STARTING: "starting", State.STOPPED: "stopped", State.FAILED: "gave up"}.get(state, state.value)
         first = detail.partition("\n")[0]
-        detail = f" ({first})" if first else ""
-        click.echo(f"{time.monotonic() - self._began:6.1f} s  {name}: {words}{detail}", err=True)
+        line = f"{time.monotonic() - self._began:6.1f} s  {name}: {words}{f' ({first})' if first else ''}"
+        self._console.print(line, markup=False, soft_wrap=True)
+        if self._loading:
+            self._status.update(f"loading {', '.join(self._loading)}")
+            self._status.start()
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self._status.stop()

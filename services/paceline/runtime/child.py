@@ -180,7 +180,7 @@ class Child:
             self._observe(self.spec.name, state, detail)
 
     async def _launch(self) -> Ready:
-        self._observe(self.spec.name, self.state, "")
+        self._observe(self.spec.name, State.STARTING, "")
         with self.log.open("ab") as log:
             begin = log.tell()
             self._process = process = await asyncio.create_subprocess_exec(

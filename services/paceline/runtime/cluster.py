@@ -21,7 +21,7 @@ from typing import Any, Self
 import yaml
 
 from paceline.runtime.child import NEVER, Observer, ProcessSpec, Restart, State
-from paceline.runtime.cluster_spec import ClusterSpec, Configurations, choose_port
+from paceline.runtime.cluster_spec import ClusterSpec, Configurations, require_free_port
 from paceline.runtime.config import RouterConfig
 from paceline.runtime.process import Ready
 from paceline.runtime.supervisor import Supervisor
@@ -43,6 +43,8 @@ class ProcessInfo:
     model_id: str
     state: State
     restarts: int
+    replicas: tuple[int, ...] = ()
+    """Process ids of a router's replicas, as they were when it got ready."""
 
 
 class LocalWorkers:
@@ -127,7 +129,13 @@ class LocalWorkers:
         """Processes that were ready once, by name: target-0, draft-0, router."""
         return {
             name: ProcessInfo(
-                child.ready.service, child.ready.address, child.pid, child.ready.model_id, child.state, child.restarts
+                child.ready.service,
+                child.ready.address,
+                child.pid,
+                child.ready.model_id,
+                child.state,
+                child.restarts,
+                child.ready.pids,
             )
             for name, child in self._supervisor.children.items()
             if child.ready is not None
@@ -190,17 +198,21 @@ class LocalCluster(LocalWorkers):
         """host:port of the gRPC ingress. Raises Unavailable before the start."""
         if self.router is None:
             raise Unavailable("cluster: expected it to be started; await start() first")
-        return self.router.address
+        return _reachable(self.router.address)
 
     async def _start_services(self) -> None:
         asked = self._configurations.of("router", {})
         assert isinstance(asked, RouterConfig)
-        ports = {
-            "http_port": choose_port("http_port", asked.http_host, asked.http_port),
-            "grpc_port": choose_port("grpc_port", asked.grpc_host, asked.grpc_port),
-        }
+        # The router checks too, but only after the workers have loaded their models.
+        require_free_port("http_port", asked.http_host, asked.http_port)
+        require_free_port("grpc_port", asked.grpc_host, asked.grpc_port)
         await super()._start_services()
-        values = {"targets": list(self.targets), "drafts": list(self.drafts), **ports}
+        values = {"targets": list(self.targets), "drafts": list(self.drafts)}
         [self.router] = await self._supervisor.start(self._process("router", values, NEVER))
-        host = "127.0.0.1" if asked.http_host in {"0.0.0.0", "::"} else asked.http_host  # noqa: S104  # not bound here
-        self.http_url = f"http://{host}:{ports['http_port']}"
+        self.http_url = f"http://{_reachable(self.router.http)}"
+
+
+def _reachable(address: str) -> str:
+    """An address to call, of one that may stand for all interfaces."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in {"0.0.0.0", "[::]"} else address  # noqa: S104  # nothing is bound here

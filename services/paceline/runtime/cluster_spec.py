@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,10 @@ from pydantic import Field
 
 from paceline.runtime.child import Restart
 from paceline.runtime.config import Closed, DraftConfig, RouterConfig, TargetConfig, load
-from paceline.speculation.errors import InvalidRequest, Unavailable
+from paceline.speculation.errors import InvalidRequest
 
 KINDS: dict[str, type[Closed]] = {"target": TargetConfig, "draft": DraftConfig, "router": RouterConfig}
 NO_MODEL = "none"
-_PORT_TRIES = 64
-# Below the range Linux takes outgoing ports from: nobody grabs one between here and the router's bind.
-_AUTOMATIC_PORTS = {"http_port": range(20_000, 26_000), "grpc_port": range(26_000, 32_000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,8 @@ class ClusterSpec:
     """Of draft and target workers; a dead router is not restarted."""
     start_timeout_s: float = 300.0
     """For each process to get ready."""
-    stop_grace_s: float = 15.0
-    """From SIGTERM to SIGKILL."""
+    stop_grace_s: float = 30.0
+    """From SIGTERM to SIGKILL; a router gives its Ray 20 s."""
     log_dir: Path | None = None
     """Logs and effective configurations; by default a temporary folder, removed after a run without failures."""
     commands: Mapping[str, tuple[str, ...]] = field(
@@ -112,22 +109,19 @@ class Configurations:
         if model == NO_MODEL:
             return {"engine": None, "drafters": ["ngram"]}
         pool = max(1, spec.targets if service == "target" else spec.drafts)
-        threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // pool)
+        threads = spec.threads or max(1, _cores() // pool)
         dtype = {} if spec.dtype is None else {"engine.dtype": spec.dtype}
         return {"engine.model": model, "engine.threads": threads, **dtype}
 
 
-def choose_port(name: str, host: str, port: int) -> int:
-    """The port asked for, or a free one for 0. Raises InvalidRequest if it is taken."""
-    if port:
-        if not port_free(host, port):
-            raise InvalidRequest(name, expected="a free port", got=port, hint="choose another, or 0 for any")
-        return port
-    for _ in range(_PORT_TRIES):
-        port = secrets.choice(_AUTOMATIC_PORTS[name])
-        if port_free(host, port):
-            return port
-    raise Unavailable(f"{name}: expected a free port on {host}, got {_PORT_TRIES} taken ones; name one")
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def require_free_port(name: str, host: str, port: int) -> None:
+    """Raise InvalidRequest if a port asked for is taken; 0 asks for any."""
+    if port and not port_free(host, port):
+        raise InvalidRequest(name, expected="a free port", got=port, hint="choose another, or 0 for any")
 
 
 def port_free(host: str, port: int) -> bool:
