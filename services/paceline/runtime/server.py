@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 STOP_GRACE_S = 5.0
+MAX_DETAILS_CHARS = 600  # 12 bytes each once quoted, at most; a client drops a call whose trailers exceed 8 to 16 KiB
 
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -27,10 +28,11 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.enable_retries", 0),
 ]
-_SERVER_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second listener
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-]
+
+
+def authority(host: str, port: int) -> str:
+    """host:port, with the brackets an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
@@ -42,7 +44,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     trailing: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded):
         trailing = ((RETRY_AFTER_KEY, str(int(error.retry_after_s * 1000))),)
-    await context.abort(status.code, str(error), trailing)
+    await context.abort(status.code, str(error)[:MAX_DETAILS_CHARS], trailing)
 
 
 class WorkerServer:
@@ -81,10 +83,11 @@ class WorkerServer:
 
     async def start(self) -> int:
         """Bind and serve; returns the port. Raises OSError if it is taken."""
+        address = authority(self.host, self.port)
         try:
-            self.port = self._server.add_insecure_port(f"{self.host}:{self.port}")
+            self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {self.host}:{self.port}: {error}; choose another port") from error
+            raise OSError(f"cannot listen on {address}: {error}; choose another port") from error
         await self._server.start()
         await self.set_serving(True)
         return self.port
