@@ -70,7 +70,7 @@ class TargetConfig(Worker):
     """A target verifier."""
 
     engine: EngineConfig = EngineConfig()
-    step_tokens: int = Field(256, ge=1)
+    step_tokens: int = Field(256, ge=2)
     """Tokens of one step at most; longer prompts are prefilled in chunks."""
     max_draft_tokens: int = Field(32, ge=0, le=64)
     """Draft tokens of one round that are verified at most."""

@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from paceline.speculation.errors import InvalidRequest, Unsupported
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
+MAX_PENDING_TOKENS = 32  # a character has at most 4 bytes, so text that stays incomplete this long isn't UTF-8
+_INCOMPLETE = "\ufffd"
 
 
 def _raise(message: str) -> NoReturn:
@@ -95,15 +96,33 @@ class Detokenizer:
 
     Feeding the prompt's tail first lets the first word of an answer keep its leading space; its text is dropped by
     the caller.
+
+    A window of tokens is decoded twice, without and with those that are new, and the difference is given out.
+    ``tokenizers.DecodeStream`` does nearly that, but raises when byte-fallback tokens turn out not to be UTF-8, which a
+    model at a high temperature writes any time, and its window grows without a limit.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._context: list[int] = []  # tokens given out last: they decide on the spaces of the next
+        self._pending: list[int] = []  # tokens after them whose text may still change
 
     def feed(self, token: int) -> str:
         """Text that became final with this token; empty while a character is incomplete."""
-        return str(self._stream.step(self._tokenizer, token) or "")
+        self._pending.append(token)
+        before, text = self._decode(self._context), self._decode(self._context + self._pending)
+        full = len(self._pending) >= MAX_PENDING_TOKENS
+        if len(text) <= len(before):
+            if full:  # nothing but special tokens: they leave no trace in the text
+                self._pending.clear()
+            return ""
+        if text.endswith(_INCOMPLETE) and not full:
+            return ""
+        self._context, self._pending = self._pending, []
+        return text[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def fingerprint(files: Mapping[str, bytes]) -> str:
