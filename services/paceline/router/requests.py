@@ -55,7 +55,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The answer has a place; everything a resume needs."""
+    """The answer has a place; everything a resume needs.
+
+    It comes first, and once more whenever the answer had to move to another numerics class under way, with
+    ``class_changed``: what follows is the new class's text, and a resume must name that class.
+    """
 
     request_id: str
     session_id: str
@@ -65,7 +69,7 @@ class Started:
     prompt_tokens: tuple[int, ...]
     seed: int
     lease_epoch: int
-    class_changed: bool = False
+    class_changed: bool = False  # goes on in another numerics class than it began in
 
 
 @dataclass(frozen=True, slots=True)
