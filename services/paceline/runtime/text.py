@@ -23,6 +23,9 @@ CONFIG_FILE = "tokenizer_config.json"
 MAX_PENDING_TOKENS = 32  # a character has at most 4 bytes, so text that stays incomplete this long isn't UTF-8
 _INCOMPLETE = "\ufffd"
 
+# What the expressions of a template can raise, given messages its author did not think of.
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
 
 def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
@@ -45,13 +48,13 @@ class TextCodec:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         if TOKENIZER_FILE not in files:
             raise InvalidRequest("tokenizer", expected=f"a {TOKENIZER_FILE}", got=sorted(files))
-        self._tokenizer = Tokenizer.from_buffer(files[TOKENIZER_FILE])
+        self._tokenizer = _load(files[TOKENIZER_FILE])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = json.loads(files.get(CONFIG_FILE, b"{}"))
+        config = _config(files.get(CONFIG_FILE, b"{}"))
         self._specials = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
         template = files.get(TEMPLATE_FILE)
-        self._template = _compile(template.decode()) if template else None
+        self._template = _compile(template) if template else None
         self.fingerprint = fingerprint(files)
 
     @property
@@ -83,7 +86,7 @@ class TextCodec:
             return self._template.render(
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **self._specials
             )
-        except jinja2.TemplateError as error:
+        except _TEMPLATE_ERRORS as error:
             raise InvalidRequest("messages", expected="what the chat template accepts", got=str(error)) from error
 
     def detokenizer(self) -> Detokenizer:
@@ -136,13 +139,37 @@ def _token_text(value: object) -> str:
     return str(value or "")
 
 
-def _compile(source: str) -> jinja2.Template:
+def _broken(name: str, expected: str, error: Exception) -> InvalidRequest:
+    return InvalidRequest(name, expected=expected, got=str(error), hint="fetch the model's files again")
+
+
+def _load(content: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing more specific
+        raise _broken(TOKENIZER_FILE, "a tokenizer", error) from error
+
+
+def _config(content: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except ValueError as error:
+        raise _broken(CONFIG_FILE, "JSON", error) from error
+    if not isinstance(config, dict):
+        raise InvalidRequest(CONFIG_FILE, expected="a JSON object", got=type(config).__name__)
+    return config
+
+
+def _compile(source: bytes) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
-    return environment.from_string(source)
+    try:
+        return environment.from_string(source.decode())
+    except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        raise _broken(TEMPLATE_FILE, "a Jinja template", error) from error
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
