@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 from google.protobuf.message import Message
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paceline.runtime import wire
 from paceline.speculation.digest import DIGEST_BYTES
@@ -134,7 +134,7 @@ PAIRS: list[Any] = [
 def test_a_noun_survives_the_wire(
     nouns: st.SearchStrategy[Noun], to: Callable[[Noun], Message], back: Callable[[Any], Noun]
 ) -> None:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(nouns)
     def survives(noun: Noun) -> None:
         message = to(noun)

@@ -228,7 +228,7 @@ async def test_a_callers_trace_is_joined_and_its_decision_followed() -> None:
     assert collector.one(names.VERIFY).span.trace_state == "vendor=value"
 
 
-@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)])
+@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (0.3, 50, 130), (1.0, 300, 300)])
 async def test_the_share_of_requests_traced_is_the_configured_one(ratio: float, low: int, high: int) -> None:
     async with collecting() as collector:
         cluster = Cluster(collector, ratio)
@@ -237,7 +237,7 @@ async def test_the_share_of_requests_traced_is_the_configured_one(ratio: float, 
             await asyncio.sleep(0)
         await cluster.flush()
     traced = len(collector.named(names.GENERATE))
-    assert low <= traced <= high  # 0.3 of 300 is 90 ± 4 standard deviations
+    assert low <= traced <= high  # 0.3 of 300 is 90, ± 5 standard deviations
     assert len(collector.named(names.VERIFY)) == len(collector.named(names.STEP)) == traced
 
 

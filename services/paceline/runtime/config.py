@@ -28,7 +28,7 @@ class Telemetry(Closed):
     otlp_endpoint: str = Field("", pattern=r"^(https?://[^\s/]+/?)?$")
     """OTLP/gRPC endpoint, such as http://127.0.0.1:4317 (https:// for TLS); empty sends nothing."""
     sample_ratio: float = Field(1.0, ge=0, le=1)
-    """Share of requests traced when the caller brings no trace context."""
+    """Share of requests a router traces when the caller brings no trace context; workers follow it."""
 
 
 class EngineConfig(Closed):

@@ -97,7 +97,7 @@ def _request_attributes(request: Request) -> dict[str, AnyValue]:
         names.OPERATION_NAME: "text_completion" if request.messages is None else "chat",
         names.PROVIDER_NAME: "paceline",
         names.REQUEST_MODEL: text(request.model),
-        names.REQUEST_ID: text(request.request_id),
+        **({names.REQUEST_ID: text(request.request_id)} if request.request_id else {}),
         names.TENANT: text(request.tenant),
         **_given(request.sampling),
     }
