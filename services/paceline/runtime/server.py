@@ -55,6 +55,7 @@ class WorkerServer:
         services: full names of the services added by ``add``, for health and reflection.
         add: adds the servicers to the server.
         max_concurrent_rpcs: further calls are refused with RESOURCE_EXHAUSTED.
+        reuse_port: share the port with other servers that do; otherwise a taken port is an error.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class WorkerServer:
         services: Sequence[str],
         add: Callable[[grpc.aio.Server], None],
         max_concurrent_rpcs: int = 512,
+        reuse_port: bool = False,
     ) -> None:
         self.host, self.port = host, port
         self._names = tuple(services)
         self._server = grpc.aio.server(
             options=[
                 *CHANNEL_OPTIONS,
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
             ],
             maximum_concurrent_rpcs=max_concurrent_rpcs,
