@@ -1,0 +1,248 @@
+"""Bodies of OpenAI's endpoints: what is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from paceline.router.auth import OPEN
+from paceline.router.http import http_app
+from paceline.router.http_body import MAX_BODY_BYTES
+from paceline.router.http_requests import COMPLETION_MAX_TOKENS, parse_chat, parse_completion
+from paceline.router.ingress_fake import ScriptedRouter
+from paceline.speculation.errors import InvalidRequest, Unsupported
+from paceline.speculation.params import VerificationMode
+
+COMPLETION = {"prompt": "x"}
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+
+BOTH_UNSUPPORTED: list[tuple[str, Any]] = [
+    ("n", 2),
+    ("n", True),
+    ("presence_penalty", 0.1),
+    ("frequency_penalty", -1),
+    ("repetition_penalty", 1.1),
+    ("logit_bias", {"5": 1}),
+    ("min_tokens", 3),
+    ("store", True),
+    ("service_tier", "flex"),
+]
+COMPLETION_UNSUPPORTED: list[tuple[str, Any]] = [
+    *BOTH_UNSUPPORTED,
+    ("best_of", 2),
+    ("echo", True),
+    ("logprobs", 0),
+    ("suffix", "end"),
+]
+CHAT_UNSUPPORTED: list[tuple[str, Any]] = [
+    *BOTH_UNSUPPORTED,
+    ("audio", {"voice": "x"}),
+    ("function_call", {"name": "f"}),
+    ("functions", [{"name": "f"}]),
+    ("logprobs", True),
+    ("modalities", ["text", "audio"]),
+    ("moderation", {"model": "x"}),
+    ("prediction", {"type": "content", "content": "x"}),
+    ("prompt_cache_options", {}),
+    ("prompt_cache_retention", "24h"),
+    ("reasoning_effort", "high"),
+    ("response_format", {"type": "json_object"}),
+    ("tool_choice", "required"),
+    ("tools", [{"type": "function"}]),
+    ("top_logprobs", 1),
+    ("verbosity", "high"),
+    ("web_search_options", {}),
+]
+
+
+def app_client() -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=http_app(ScriptedRouter(), OPEN))
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+@pytest.mark.parametrize(("name", "value"), COMPLETION_UNSUPPORTED)
+def test_a_completion_field_not_offered_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(Unsupported) as caught:
+        parse_completion(COMPLETION | {name: value})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize(("name", "value"), CHAT_UNSUPPORTED)
+def test_a_chat_field_not_offered_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(Unsupported) as caught:
+        parse_chat(CHAT | {name: value})
+    assert caught.value.field == name
+
+
+def test_values_that_ask_for_nothing_are_taken() -> None:
+    nothing = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "store": False, "user": "u"}
+    parse_completion(COMPLETION | nothing | {"best_of": 1, "echo": False, "logprobs": None, "suffix": None})
+    more = {"logprobs": False, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}}
+    also = {"metadata": {"a": "b"}, "parallel_tool_calls": True, "functions": None, "modalities": ["text"]}
+    parse_chat(CHAT | nothing | more | also | {"safety_identifier": "s", "prompt_cache_key": "k"})
+
+
+def test_every_field_of_openais_client_is_known() -> None:
+    """Taken, refused by name or without effect; none is merely unheard of."""
+    from openai.types import chat, completion_create_params
+
+    known_chat: Any = chat.completion_create_params.CompletionCreateParamsStreaming.__annotations__
+    known_completion: Any = completion_create_params.CompletionCreateParamsStreaming.__annotations__
+    for names, body, parse in ((known_chat, CHAT, parse_chat), (known_completion, COMPLETION, parse_completion)):
+        for name in set(names) - {"messages", "prompt", "model"}:
+            parse(body | {name: None})
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"bogus": 1}, "bogus"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"temperature": float("inf")}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": "5"}, "max_tokens"),
+    ({"seed": 0.5}, "seed"),
+    ({"stream": 1}, "stream"),
+    ({"model": 5}, "model"),
+    ({"model": "\ud800"}, "model"),
+    ({"stop": [5]}, "stop"),
+    ({"stop": {"a": 1}}, "stop"),
+    ({"stop": "\ud800"}, "stop"),
+    ({"stop_token_ids": "5"}, "stop_token_ids"),
+    ({"stop_token_ids": [True]}, "stop_token_ids"),
+    ({"stop_token_ids": [2**32]}, "stop_token_ids"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"bogus": True}}, "stream_options.bogus"),
+    ({"verification_mode": "trust"}, "verification_mode"),
+    ({"speculation": {"mode": "on"}}, "speculation.mode"),
+    ({"speculation": {"k": 4}}, "speculation.k"),
+    ({"speculation": {"mode": "fixed"}}, "speculation.max_draft_tokens"),
+    ({"speculation": {"max_draft_tokens": 65}}, "speculation.max_draft_tokens"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "field"), WRONG)
+def test_a_wrong_field_is_named(wrong: dict[str, Any], field: str) -> None:
+    for body, parse in ((COMPLETION, parse_completion), (CHAT, parse_chat)):
+        with pytest.raises(InvalidRequest) as caught:
+            parse(body | wrong)
+        assert caught.value.field == field
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        (None, "prompt"),
+        ([], "prompt"),
+        (5, "prompt"),
+        ([1, "a"], "prompt"),
+        ([[1], [2]], "prompt"),
+        (["a", "b"], "prompt"),
+    ],
+)
+def test_a_wrong_prompt_is_named(prompt: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_completion({"prompt": prompt})
+    assert caught.value.field == field
+
+
+def test_a_missing_prompt_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="prompt: expected a value, got 'nothing'"):
+        parse_completion({})
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "user"}, "messages.0.content"),
+        ({"content": "x"}, "messages.0.role"),
+        ({"role": "wizard", "content": "x"}, "messages.0.role"),
+        ({"role": "tool", "content": "x"}, "messages.0.role"),
+        ({"role": "user", "content": None}, "messages.0.content"),
+        ({"role": "user", "content": "x", "name": "n"}, "messages.0.name"),
+        ({"role": "user", "content": "x", "bogus": 1}, "messages.0.bogus"),
+        ({"role": "user", "content": ["x"]}, "messages.0.content.0"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content.0.type"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages.0.content.0"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages.0.content.0.text"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages.0.tool_calls"),
+    ],
+)
+def test_a_wrong_message_is_named(message: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat({"messages": [message]})
+    assert caught.value.field == field
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert parse_completion({"prompt": ["x"]}).text == "x"
+    assert parse_completion({"prompt": [[1, 2]]}).tokens == (1, 2)
+
+
+def test_max_tokens_by_either_name() -> None:
+    assert parse_completion(COMPLETION).sampling.max_tokens == COMPLETION_MAX_TOKENS
+    assert parse_chat(CHAT).sampling.max_tokens is None
+    assert parse_chat(CHAT | {"max_tokens": 4, "max_completion_tokens": 4}).sampling.max_tokens == 4
+    with pytest.raises(InvalidRequest, match="max_completion_tokens alone"):
+        parse_chat(CHAT | {"max_tokens": 4, "max_completion_tokens": 5})
+
+
+def test_verification_mode() -> None:
+    assert parse_completion(COMPLETION | {"verification_mode": "rejection"}).sampling.verification_mode is (
+        VerificationMode.REJECTION
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'"x"', b"\xff{}", b'{"n": ' + b"9" * 5000 + b"}", b"[" * 100_000]
+)
+async def test_a_body_that_is_no_json_object(path: str, content: bytes) -> None:
+    async with app_client() as client:
+        answer = await client.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "body", "invalid_value")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_too_large(declared: bool) -> None:
+    content = json.dumps(COMPLETION | {"prompt": "x" * MAX_BODY_BYTES}).encode()
+
+    async def pieces() -> Any:
+        yield content
+
+    async with app_client() as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.post("/v1/completions", content=content if declared else pieces(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body")
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+async def test_only_json_is_read(content_type: str) -> None:
+    async with app_client() as client:
+        answer = await client.post("/v1/completions", content=b"{}", headers={"content-type": content_type})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "content-type")
+
+
+@pytest.mark.parametrize(
+    "body", [COMPLETION | {"\ud800": 1}, COMPLETION | {"n": "\ud800"}, COMPLETION | {"a" * 9999: 1}]
+)
+async def test_an_error_that_echoes_is_json_and_short(body: dict[str, Any]) -> None:
+    async with app_client() as client:
+        headers = {"content-type": "application/json", "x-request-id": "mine"}
+        answer = await client.post("/v1/completions", content=json.dumps(body), headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+    assert len(answer.json()["error"]["message"]) < 500
+    assert answer.headers["x-request-id"] == "mine"
+
+
+async def test_a_request_id_unfit_for_a_log_is_refused() -> None:
+    async with app_client() as client:
+        answer = await client.post("/v1/completions", json=COMPLETION, headers={"x-request-id": "a b"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-request-id")
