@@ -22,7 +22,7 @@ from paceline.telemetry.router_spans import RouterSpans
 from paceline.telemetry.worker_spans import DraftSpans, TargetSpans
 
 from tests.unit.telemetry_collector import collecting
-from tests.unit.test_telemetry_spans import CALLER, REQUEST, UNSAMPLED, completed, facts, part, run, step
+from tests.unit.telemetry_kit import CALLER, REQUEST, UNSAMPLED, completed, facts, part, run, step
 
 
 @pytest.fixture
