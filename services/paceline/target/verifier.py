@@ -107,7 +107,8 @@ class Verifier:
         """Take a round: an answer at once, or None and the answer comes out of a step.
 
         A repetition of a round that is waiting or in a step has no answer of its own: the one under way serves both. A
-        newer round replaces one that nothing was sampled for yet. A round after the answer's end gets an empty verdict with the finish.
+        newer round replaces one that nothing was sampled for yet. A round after the answer's end gets an empty verdict
+        with the finish.
         """
         fence = task.fence
         session = self._table.get(fence.session_id)

@@ -1,0 +1,64 @@
+"""From a configuration to a verifier over a loaded engine, and its description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
+from paceline.runtime import text
+from paceline.runtime.config import TargetConfig
+from paceline.runtime.server import MAX_MESSAGE_BYTES
+from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
+from paceline.target.sessions import Limits
+from paceline.target.verifier import Verifier
+from paceline.v1 import common_pb2 as common
+from paceline.v1 import target_pb2 as pb
+
+Progress = Callable[[str], None]
+
+
+def load(config: TargetConfig, progress: Progress) -> LoadedEngine:
+    """Load the target. Raises what ``load_engine`` raises."""
+    return load_engine(EngineSpec(**config.engine.model_dump()), progress)
+
+
+def verifier_for(config: TargetConfig, loaded: LoadedEngine, incarnation: str) -> Verifier:
+    """The verifier of a loaded target. Raises InvalidRequest if its tokenizer is broken."""
+    codec = text.TextCodec(loaded.tokenizer_files)
+    limits = Limits(
+        max_sessions=config.max_sessions,
+        max_queue=config.max_queue,
+        step_tokens=config.step_tokens,
+        max_draft_tokens=config.max_draft_tokens,
+        session_ttl_s=config.session_ttl_s,
+    )
+    engine = loaded.engine
+    return Verifier(engine, engine.info, limits=limits, incarnation=incarnation, detokenizer=codec.detokenizer)
+
+
+def describe(verifier: Verifier, loaded: LoadedEngine) -> pb.TargetDescription:
+    """The answer to Describe."""
+    info, limits = verifier.info, verifier.limits
+    return pb.TargetDescription(
+        protocol_version=PROTOCOL_VERSION,
+        sampler_version=SAMPLER_VERSION,
+        incarnation=verifier.incarnation,
+        limits=common.WorkerLimits(
+            max_sessions=limits.sessions,
+            max_queue=limits.max_queue,
+            max_draft_tokens=limits.max_draft_tokens,
+            kv_tokens=info.kv_tokens,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        ),
+        model=common.ModelDescription(
+            model_id=info.model_id,
+            fingerprint=info.fingerprint,
+            numerics_class=info.numerics_class,
+            numerics=info.numerics,
+            vocab_size=info.vocab_size,
+            context_length=info.context_length,
+            tokenizer_fingerprint=text.fingerprint(loaded.tokenizer_files),
+            eos_token_ids=info.eos_token_ids,
+        ),
+        cost_curve=[common.CostPoint(tokens=rows, seconds=seconds) for rows, seconds in loaded.engine.cost_curve()],
+    )
