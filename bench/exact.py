@@ -1,0 +1,125 @@
+"""Is the output exactly the target's, whatever is drafted?
+
+(a) float32, greedy, speculating, against transformers' plain ``generate``: identical, except where the reference's
+    two largest logits lie within 1e-3, which are listed as ties; at most two of them.
+(b) bfloat16, deterministic, between our own settings: drafters × K × concurrency, greedy and sampled; no token may
+    differ from plain decoding of one session at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+
+from paceline.router.requests import SamplingRequest
+from paceline.runtime.cluster_spec import ClusterSpec
+from paceline.speculation.params import SpeculationParams
+
+from bench.arguments import mixed, parser
+from bench.harness import OFF, Answer, answers, cluster, fixed
+from bench.reference import Reference
+
+TIE = 1e-3
+MAX_TIES = 2
+PATIENT = {"draft_deadline_ms": 10_000.0, "verify_deadline_ms": 60_000.0}  # drafts are to be verified, not missed
+SAMPLINGS = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 20_261_122}}
+
+
+def first_difference(ours: Sequence[int], reference: Sequence[int]) -> int | None:
+    """Index of the first differing token, the end of the shorter one included; None if they are the same."""
+    pairs = itertools.zip_longest(ours, reference, fillvalue=-1)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+
+
+async def against_reference(arguments: Namespace) -> bool:
+    """Part (a)."""
+    texts = mixed(arguments.prompts)
+    spec = ClusterSpec(model=arguments.model, draft_model="none", dtype="float32", threads=arguments.threads)
+    sampling = SamplingRequest(temperature=0.0, max_tokens=arguments.tokens)
+    async with cluster(spec, **PATIENT) as router:
+        ours = await answers(router, texts, sampling, fixed("ngram", 6), concurrency=8)
+    reference = Reference(arguments.model, "float32", arguments.threads)
+    ties = differences = tokens = 0
+    for number, answer in enumerate(ours):
+        expected, _ = reference.greedy(answer.prompt_tokens, arguments.tokens)
+        tokens += len(expected)
+        where = first_difference(answer.tokens, expected)
+        if where is None:
+            continue
+        gap = reference.top_two_gap([*answer.prompt_tokens, *expected[:where]])
+        tie = gap <= TIE
+        ties, differences = ties + tie, differences + (not tie)
+        print(f"(a) prompt {number} position {where}: {'tie' if tie else 'DIFFERENCE'}, top-two gap {gap:.2g}")
+    accepted = sum(answer.stats.accepted for answer in ours)
+    print(
+        f"(a) float32 greedy, ngram K 6, {len(texts)} prompts, {tokens} tokens ({accepted} accepted drafts) against "
+        f"transformers generate: {differences} differences, {ties} ties",
+        flush=True,
+    )
+    return differences == 0 and ties <= MAX_TIES
+
+
+def settings() -> list[tuple[str, SpeculationParams, int]]:
+    """(name, speculation, concurrency); the first is what the others are compared with."""
+    kinds = [("off", OFF)] + [(f"{name} K {k}", fixed(name, k)) for name in ("ngram", "model") for k in (1, 4, 8)]
+    return [(f"{name}, {together} at once", kind, together) for together in (1, 8) for name, kind in kinds]
+
+
+def report(name: str, got: list[Answer], expected: list[Answer]) -> int:
+    """Print one setting's line; returns the number of differing tokens."""
+    differing = 0
+    for number, (ours, plain) in enumerate(zip(got, expected, strict=True)):
+        where = first_difference(ours.tokens, plain.tokens)
+        if where is not None:
+            print(f"(b) {name}: prompt {number} position {where} differs")
+            pairs = itertools.zip_longest(ours.tokens, plain.tokens, fillvalue=-1)
+            differing += sum(a != b for a, b in pairs)
+    tokens = sum(len(answer.tokens) for answer in got)
+    verified = sum(answer.stats.verified for answer in got)
+    accepted = sum(answer.stats.accepted for answer in got)
+    print(f"(b) {name}: {differing} of {tokens} tokens differ ({accepted} of {verified} drafts accepted)", flush=True)
+    return differing
+
+
+async def between_settings(arguments: Namespace) -> bool:
+    """Part (b)."""
+    texts = mixed(arguments.setting_prompts)
+    spec = ClusterSpec(model=arguments.model, dtype="bfloat16", threads=arguments.threads)
+    total = tokens = 0
+    async with cluster(spec, **PATIENT) as router:
+        for kind, options in SAMPLINGS.items():
+            sampling = SamplingRequest(max_tokens=arguments.setting_tokens, **options)  # type: ignore[arg-type]
+            expected: list[Answer] = []
+            for name, speculation, together in settings():
+                got = await answers(router, texts, sampling, speculation, concurrency=together)
+                expected = expected or got
+                total += report(f"{kind}, {name}", got, expected)
+                tokens += sum(len(answer.tokens) for answer in got)
+    print(f"(b) bfloat16 deterministic: {total} of {tokens} tokens differ between {2 * len(settings())} settings")
+    return total == 0
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--prompts", type=int, default=40, help="prompts of part (a) (default: 40)")
+    options.add_argument("--tokens", type=int, default=96, help="tokens of part (a) (default: 96)")
+    options.add_argument("--setting-prompts", type=int, default=12, help="prompts of part (b) (default: 12)")
+    options.add_argument("--setting-tokens", type=int, default=64, help="tokens of part (b) (default: 64)")
+    options.add_argument("--part", choices=("a", "b", "both"), default="both", help="which part (default: both)")
+    arguments = options.parse_args()
+    started = time.monotonic()
+    same = True
+    if arguments.part in ("a", "both"):
+        same &= asyncio.run(against_reference(arguments))
+    if arguments.part in ("b", "both"):
+        same &= asyncio.run(between_settings(arguments))
+    print(f"{'exact' if same else 'NOT EXACT'}, in {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0 if same or not arguments.check else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
