@@ -73,9 +73,12 @@ def _print(status: Mapping[str, Any]) -> None:
 
 
 def _table(title: str, values: Any) -> Table:
-    table = Table("field", "value", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("field", no_wrap=True)
+    table.add_column("value", overflow="fold")
     for field, value in _flatten("", values):
-        table.add_row(field, value)
+        if not field.startswith("models["):  # told above, from ListModels
+            table.add_row(field, value)
     return table
 
 

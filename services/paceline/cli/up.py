@@ -22,11 +22,12 @@ from paceline.runtime.child import NEVER, Restart, State
 from paceline.runtime.cluster import ClusterSpec, LocalCluster
 from paceline.speculation.errors import Unavailable
 
+# Little to guess in the first, much in the second: speculation gains as much as a text allows.
 DEMO_PROMPTS = (
     "Explain in two sentences why a group of cyclists riding in a line is faster than one alone.",
-    "Repeat after me, word for word: the lead rider breaks the wind, and the others ride in the draft.",
+    "Write a short song about cycling with a chorus that comes three times.",
 )
-DEMO_TOKENS = 64
+DEMO_TOKENS = 96
 DEMO_TIMEOUT_S = 120.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -94,7 +95,7 @@ async def _fetch(cluster: LocalCluster) -> None:
 async def _demo(address: str, color: bool) -> None:
     for prompt in DEMO_PROMPTS:
         click.echo(f"\n> {prompt}", err=True)
-        with answer_of(address, prompt, max_tokens=DEMO_TOKENS, timeout=DEMO_TIMEOUT_S) as stream:
+        with answer_of(address, prompt, temperature=0, max_tokens=DEMO_TOKENS, timeout=DEMO_TIMEOUT_S) as stream:
             # A thread, so that the loop sees signals and dead processes; closing the stream ends it.
             shown = await asyncio.to_thread(show, stream, color=color)
         tell_closing(shown, color=color)
