@@ -153,6 +153,13 @@ def test_quantised_weights_and_other_models_are_refused(folder: Path, home: Path
         load_engine(EngineSpec(str(folder)))
 
 
+def test_missing_weights_are_not_made_up(folder: Path, home: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(InvalidRequest, match=r"model: expected weights for every layer.*layers\.2\."):
+        load_engine(EngineSpec(str(folder)))
+
+
 def test_fingerprints_follow_content_not_place_or_library(folder: Path, tmp_path: Path, home: Path) -> None:
     first = numerics.fingerprint(folder)
     assert numerics.fingerprint(folder) == first  # kept

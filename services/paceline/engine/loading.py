@@ -76,21 +76,30 @@ def _load_torch(spec: EngineSpec, local: models.LocalModel, say: models.Progress
 def load_model(folder: Path, *, dtype: torch.dtype, layers: int | None = None) -> Any:
     """A folder's causal language model on the CPU, cut to its first ``layers`` layers if given.
 
-    Raises Unsupported for quantised weights and for models transformers has no causal language model for.
+    Raises Unsupported for quantised weights and for models transformers has no causal language model for,
+    InvalidRequest if weights are missing.
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  # see above
     from transformers.utils import logging  # noqa: PLC0415
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it reports layers left out, at length
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config: Any = AutoConfig.from_pretrained(str(folder))
     if getattr(config, "quantization_config", None) is not None:
         raise Unsupported("model", got="quantised weights", hint="use a bfloat16 or float32 model")
     if layers is not None:
         cut_layers(config, layers)
+    auto: Any = AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), config=config, dtype=dtype, use_safetensors=True)
+        model, report = auto.from_pretrained(
+            str(folder), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except ValueError as error:  # "Unrecognized configuration class"
         raise Unsupported("model", got=config.model_type, hint="use a causal language model") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would make them up
+        raise InvalidRequest("model", expected="weights for every layer", got=f"none for {', '.join(missing[:3])}")
+    return model
 
 
 def cut_layers(config: Any, layers: int) -> None:
