@@ -89,12 +89,12 @@ class Dispatcher:
         if answer.session_id in self.answers:
             self._places.find_draft(answer, now)
 
-    def cancel(self, session_id: str, now: float, error: BaseException | None = None) -> None:
-        """Nobody wants the answer any more: release it on both workers at once."""
+    def cancel(self, session_id: str, now: float, why: BaseException) -> None:
+        """Nobody wants the answer any more: release it on both workers at once. ``why`` is told to telemetry only."""
         answer = self.answers.get(session_id)
         if answer is not None:
             self.counters.answers_cancelled += 1
-            self._run.forget(answer, now, error or Unavailable("cancelled by the caller"))
+            self._run.forget(answer, now, why)
             self._run.dispatch(now)  # its cohort may have waited for nobody else
 
     def charge(self, session_ids: Sequence[str], start: float) -> None:

@@ -87,12 +87,17 @@ class Placement:
         why = answer.refusal or Unavailable(f"no verifier of model {answer.model.model_id!r} has room just now")
         if answer.homeless_since is None:
             answer.homeless_since = now
-        new = not answer.started and answer.session.spec.lease_epoch == 0
-        if new or now - answer.homeless_since >= self.policy.grace_s:
+        if self._better_refused(answer) or now - answer.homeless_since >= self.policy.grace_s:
             return why
         answer.refused.clear()
         answer.target_retry_at = now + self._pause(answer.session.strikes)
         return None
+
+    @staticmethod
+    def _better_refused(answer: Answer) -> bool:
+        """Whether the caller is better told at once: nothing is lost yet, and nobody is there, or all are full."""
+        begun = answer.started or answer.session.spec.lease_epoch > 0
+        return not begun and (answer.refusal is None or isinstance(answer.refusal, Overloaded))
 
     def target_refused(self, answer: Answer, lease: Lease, error: PacelineError, now: float) -> PacelineError | None:
         """A verifier did not open the session. Returns why the answer must end, if it must."""

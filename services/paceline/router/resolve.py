@@ -90,7 +90,7 @@ def resolve(
         speculation=request.speculation,
         committed=committed,
         lease_epoch=resume.lease_epoch if resume else 0,
-        request_id=request.request_id or f"r-{rng.getrandbits(96):024x}",
+        request_id=request.request_id,
         tenant=request.tenant,
     )
     finish = _finished(committed, sampling, model, codec) if resume else None

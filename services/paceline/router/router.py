@@ -137,6 +137,8 @@ class Router:
             Unavailable: no verifier can go on with it.
         """
         deadline = self._clock() + (request.timeout_s or self.config.request_timeout_s)
+        if not request.request_id:
+            request = replace(request, request_id=f"r-{self._rng.getrandbits(96):024x}")
         span = self._spans.start_request(request)
         try:
             resolved = await self._resolve(request)
@@ -217,7 +219,7 @@ class Router:
         """The client has its answer, or left: an answer still under way is released on both workers at once."""
         if self._mail.get(session_id) is mailbox:
             del self._mail[session_id]
-            self._dispatcher.cancel(session_id, self._clock())
+            self._dispatcher.cancel(session_id, self._clock(), asyncio.CancelledError("the client left"))
             self._driver.flush()
 
     def _deliver(self, session_id: str, event: Event | PacelineError) -> None:

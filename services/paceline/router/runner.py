@@ -9,10 +9,11 @@ from paceline.router.answers import Answer, round_facts
 from paceline.router.counters import RoundCounters
 from paceline.router.pairing import Draft, Registry
 from paceline.router.placement import Placement, Policy
+from paceline.router.requests import Completed
 from paceline.router.spans import RouterSpans
 from paceline.speculation.actions import Action, Answered, AskDraft, Commit, Failed, Finished, Phase, Reopen
 from paceline.speculation.cohorts import Cohorts
-from paceline.speculation.errors import PacelineError
+from paceline.speculation.errors import PacelineError, Unavailable
 from paceline.speculation.leases import Side
 from paceline.speculation.messages import DraftResult, Proposal, VerifyResult
 
@@ -109,7 +110,8 @@ class Runner:
     def leave_target(self, answer: Answer, now: float, *, release: bool) -> None:
         """Take a session from its verifier and find another."""
         lease = self.places.drop(answer, Side.TARGET, now, release=release)
-        if lease is not None and lease.worker in self.cohorts:
+        if lease is not None:
+            answer.refusal = Unavailable(f"verifier {lease.worker} was lost")
             self.cohorts[lease.worker].remove(answer.session_id)
         self.end_if(answer, self.places.find_target(answer, now), now)
 
@@ -129,7 +131,7 @@ class Runner:
         self.places.effects.events.append((answer.session_id, error))
         self.forget(answer, now, error)
 
-    def forget(self, answer: Answer, now: float, outcome: object) -> None:
+    def forget(self, answer: Answer, now: float, outcome: Completed | BaseException) -> None:
         """The answer is over: give it back on both workers at once."""
         answer.session.phase = Phase.DONE
         self.answers.pop(answer.session_id, None)
@@ -138,7 +140,7 @@ class Runner:
             lease = self.places.drop(answer, side, now, release=opened)
             if lease is not None and side is Side.TARGET and lease.worker in self.cohorts:
                 self.cohorts[lease.worker].remove(answer.session_id)
-        self.spans.end_request(answer.span, outcome)  # type: ignore[arg-type]
+        self.spans.end_request(answer.span, outcome)
 
     # Actions ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,69 @@
+"""Simulated clusters: the same text as plain decoding, an end to everything, deadlines that bound the stalls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.sim.cluster import Cluster
+from tests.sim.network import Weather
+from tests.sim.properties import check
+from tests.sim.scenario import Outcome, Scenario, scenario_of
+
+SEEDS = 32
+
+
+def run(seed: int, scenario: Scenario) -> tuple[Cluster, list[Outcome]]:
+    cluster = Cluster(seed, scenario)
+    outcomes = cluster.run()
+    check(cluster, outcomes)
+    return cluster, outcomes
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_every_session_ends_with_the_targets_own_tokens(seed: int) -> None:
+    try:
+        run(seed, scenario_of(seed))
+    except AssertionError as error:
+        pytest.fail(f"{error}\nreplay: .venv/bin/python -m tests.sim.replay {seed}")
+
+
+@pytest.mark.parametrize("seed", [4, 5, 13])
+def test_the_same_seed_gives_the_same_transcript(seed: int) -> None:
+    first, second = (run(seed, scenario_of(seed))[0] for _ in range(2))
+    assert first.world.transcript == second.world.transcript
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_trouble_with_drafts_stalls_nobody_longer_than_a_draft_deadline_and_a_few_steps(seed: int) -> None:
+    scenario = Scenario(targets=1, draft_faults=6, slow_drafts=0.3, weather=Weather(), trouble_s=0.6)
+    _, outcomes = run(seed, scenario)
+    steps = 6 * 0.012  # a prefill of others, the step under way, its own, and the network
+    assert max(outcome.longest_stall_s for outcome in outcomes) < scenario.policy.draft_deadline_s + steps
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lost_verdict_stalls_nobody_longer_than_the_verify_deadline_and_an_opening(seed: int) -> None:
+    scenario = Scenario(weather=Weather(drop=0.02), arrivals_s=0.05)
+    cluster, outcomes = run(seed, scenario)
+    policy = scenario.policy
+    dropped = sum("dropped" in line for line in cluster.world.transcript)
+    bound = (policy.verify_deadline_s + policy.open_deadline_s + 2 * policy.sweep_s + 0.1) * max(1, dropped)
+    assert max(outcome.longest_stall_s for outcome in outcomes) < bound
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_hold_nothing_after_all_sessions_ended(seed: int) -> None:
+    cluster, _ = run(seed, Scenario(cancels=0.4))
+    cluster.settle()
+    for link in cluster.links.values():
+        worker = link.worker
+        held = worker.verifier.sessions if hasattr(worker, "verifier") else worker.worker.sessions
+        assert held == 0, worker.address
+
+
+@pytest.mark.parametrize("cohorts", [1, 2])
+def test_cohorts_change_the_schedule_and_not_a_token(cohorts: int) -> None:
+    base = Scenario(targets=1, sessions=12)
+    check(*run(11, replace(base, policy=replace(base.policy, cohorts=cohorts))))

@@ -1,0 +1,232 @@
+"""The real cores of both workers under virtual time: no threads, no sockets, steps as long as they are told to be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from paceline.draft.worker import DraftWorker
+from paceline.drafters.model import ModelDrafter
+from paceline.drafters.ngram import NgramDrafter
+from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
+from paceline.engine.interface import Slice, StepPlan, StepResult
+from paceline.router.pairing import DrafterInfo, DraftInfo, TargetInfo
+from paceline.runtime.text import TextCodec
+from paceline.speculation.messages import DraftResult, DraftTask, SessionOpen, StepReport, VerifyResult, VerifyTask
+from paceline.speculation.sampling import Row, sample
+from paceline.target.answer import resume
+from paceline.target.sessions import Limits
+from paceline.target.verifier import Verifier
+
+from tests.sim.world import World
+
+OPTIONS = FakeOptions(seed=3, spread=2.0, eos=0.01)
+GUESS = FakeOptions(seed=3, spread=2.0, eos=0.01, quality=0.8)
+CONTEXT = 512
+
+
+@functools.cache
+def codec() -> TextCodec:
+    return TextCodec(fake_tokenizer_files())
+
+
+def step_seconds(plan: StepPlan) -> float:
+    return 0.004 + 0.0001 * plan.rows
+
+
+class SimEngine(FakeEngine):
+    """The fake engine, remembering what it sampled: a row's sample is a function of its context and coordinates."""
+
+    _drawn: ClassVar[dict[tuple[object, ...], int]] = {}
+
+    def step(self, plan: StepPlan) -> StepResult:
+        logits = self.forward(plan)
+        keys, rows = [], []
+        for piece in plan.slices:
+            tokens = self.held(piece.session_id)
+            for index in range(piece.samples):
+                end, position = piece.end - piece.samples + 1 + index, piece.first_noise_position + index
+                context = tokens[max(0, end - self.options.order) : end]
+                keys.append((self.options, context, piece.sampling, position, piece.choice))
+                rows.append(Row(piece.sampling, position, piece.choice))
+        new = [index for index, key in enumerate(keys) if key not in self._drawn]
+        if new:
+            drawn = sample(logits[new], [rows[index] for index in new]).tolist()
+            self._drawn.update(zip((keys[index] for index in new), drawn, strict=True))
+        found = iter([self._drawn[key] for key in keys])
+        samples = tuple(tuple(next(found) for _ in range(piece.samples)) for piece in plan.slices)
+        return StepResult(samples, step_seconds(plan))
+
+
+def fake_target() -> FakeEngine:
+    return SimEngine(OPTIONS, sleep=None, duration=step_seconds)
+
+
+class SimTarget:
+    """A target verifier. ``send`` takes results for a router id."""
+
+    def __init__(self, world: World, address: str, send: Callable[[str, list[VerifyResult], StepReport], None]) -> None:
+        self.world, self.address, self._send = world, address, send
+        self.life = 0  # grows with every crash; things planned in an earlier life don't happen
+        self.alive = False
+        self.broken_steps = 0.0  # share of steps that fail
+        self.start()
+
+    def start(self) -> None:
+        self.alive, self.life = True, self.life + 1
+        self._stepping = False
+        self.engine = fake_target()
+        limits = Limits(max_sessions=64, step_tokens=32)
+        incarnation = f"{self.address}#{self.life}"
+        self.verifier = Verifier(
+            self.engine, self.engine.info, limits=limits, incarnation=incarnation, detokenizer=codec().detokenizer
+        )
+
+    def crash(self) -> None:
+        self.alive, self.life = False, self.life + 1
+
+    @property
+    def info(self) -> TargetInfo:
+        info = self.engine.info
+        return TargetInfo(
+            incarnation=self.verifier.incarnation,
+            model_id=info.model_id,
+            fingerprint=info.fingerprint,
+            numerics_class=info.numerics_class,
+            vocab_size=info.vocab_size,
+            context_length=CONTEXT,
+            tokenizer_fingerprint=codec().fingerprint,
+            eos_token_ids=info.eos_token_ids,
+            max_sessions=64,
+            max_draft_tokens=32,
+        )
+
+    def open(self, opening: SessionOpen) -> str:
+        self.verifier.open(opening, self.world.now)
+        return self.verifier.incarnation
+
+    def release(self, session_id: str, epoch: int) -> None:
+        self.verifier.release(session_id, epoch)
+
+    def drop_router(self, router_id: str) -> None:
+        self.verifier.drop_router(router_id)
+
+    def receive(self, router_id: str, tasks: Sequence[VerifyTask]) -> None:
+        submitted = [self.verifier.submit(router_id, task, self.world.now) for task in tasks]
+        at_once = [result for result in submitted if result is not None]
+        if at_once:
+            self._send(router_id, at_once, StepReport())
+        self._step()
+
+    def _step(self) -> None:
+        plan = None if self._stepping else self.verifier.plan(self.world.now)
+        if plan is not None:
+            self._stepping = True
+            self.world.after(step_seconds(plan), functools.partial(self._complete, self.life, plan))
+
+    def _complete(self, life: int, plan: StepPlan) -> None:
+        if life != self.life:
+            return
+        self._stepping = False
+        broken = self.world.rng.random() < self.broken_steps
+        now = self.world.now
+        served = self.verifier.fail(plan, now) if broken else self.verifier.complete(plan, self.engine.step(plan), now)
+        self.verifier.check_integrity()
+        report = StepReport(plan.step_id, len(plan.slices), plan.rows, int(step_seconds(plan) * 1e6))
+        by_router: dict[str, list[VerifyResult]] = {}
+        for item in served:
+            if item.result is not None:
+                by_router.setdefault(item.router_id, []).append(item.result)
+        for router_id, results in by_router.items():
+            self._send(router_id, results, report)
+        self._step()
+
+
+class SimDraft:
+    """A draft worker with an n-gram and a model drafter. ``pause`` says how long its next run takes."""
+
+    def __init__(
+        self,
+        world: World,
+        address: str,
+        send: Callable[[str, list[DraftResult]], None],
+        pause: Callable[[], float],
+    ) -> None:
+        self.world, self.address, self._send, self._pause = world, address, send, pause
+        self.life = 0
+        self.alive = False
+        self.start()
+
+    def start(self) -> None:
+        self.alive, self.life = True, self.life + 1
+        guess = SimEngine(GUESS, sleep=None, duration=lambda _: 0.0, model_id="guess")
+        drafters = (ModelDrafter(guess), NgramDrafter())
+        self.worker = DraftWorker(drafters, drafters[0].name, incarnation=f"{self.address}#{self.life}")
+
+    def crash(self) -> None:
+        self.alive, self.life = False, self.life + 1
+
+    @property
+    def info(self) -> DraftInfo:
+        return DraftInfo(
+            incarnation=self.worker.incarnation,
+            drafters=tuple(DrafterInfo(name) for name in self.worker.drafters),
+            default_drafter=self.worker.default,
+            max_sessions=64,
+            max_draft_tokens=self.worker.max_draft_tokens,
+        )
+
+    def open(self, opening: SessionOpen) -> str:
+        self.worker.open(opening, self.world.now)
+        return self.worker.incarnation
+
+    def release(self, session_id: str, epoch: int) -> None:
+        self.worker.release(session_id, epoch)
+
+    def drop_router(self, router_id: str) -> None:
+        self.worker.drop_router(router_id)
+
+    def receive(self, router_id: str, tasks: Sequence[DraftTask]) -> None:
+        submitted = [self.worker.submit(router_id, task, self.world.now) for task in tasks]
+        self._answer([(router_id, result) for result in submitted if result is not None])
+        for drafter in self.worker.drafters:
+            self._start(drafter)
+
+    def _start(self, drafter: str) -> None:
+        batch = self.worker.plan(drafter, self.world.now)
+        if batch is None:
+            return
+        self._answer(batch.expired)
+        outcome = self.worker.run(batch, lambda: self.world.now)
+        life = self.life
+
+        def complete() -> None:
+            if life == self.life:
+                self._answer(self.worker.complete(batch, outcome, self.world.now))
+                self.worker.check_integrity()
+                self._start(drafter)
+
+        self.world.after(self._pause(), complete)
+
+    def _answer(self, answers: Sequence[tuple[str, DraftResult]]) -> None:
+        by_router: dict[str, list[DraftResult]] = {}
+        for router_id, result in answers:
+            by_router.setdefault(router_id, []).append(result)
+        for router_id, results in by_router.items():
+            self._send(router_id, results)
+
+
+def plain(opening: SessionOpen) -> tuple[tuple[int, ...], str]:
+    """What the fake target alone writes, token by token, for a session opened with its prompt; and its text."""
+    engine = fake_target()
+    answer = resume(opening, context_length=CONTEXT, eos=engine.info.eos_token_ids, detokenizer=codec().detokenizer)
+    assert engine.reserve("s", CONTEXT)
+    tokens, texts, start = list(opening.tokens), [], 0
+    while answer.finish is None:
+        piece = Slice("s", start, tuple(tokens[start:]), 1, opening.sampling, opening.prompt_len, opening.choice)
+        ((token,),) = engine.step(StepPlan(len(tokens), (piece,))).samples
+        start = len(tokens)
+        tokens.append(token)
+        texts.append(answer.push(token))
+    return tuple(tokens[opening.prompt_len :]), "".join(texts)
