@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,9 +10,12 @@ import httpx
 import pytest
 from paceline.router.auth import OPEN
 from paceline.router.http import http_app
+from paceline.router.http_answers import COMPLETION as COMPLETION_DIALECT
 from paceline.router.http_body import MAX_BODY_BYTES
 from paceline.router.http_requests import COMPLETION_MAX_TOKENS, parse_chat, parse_completion
+from paceline.router.http_stream import Answering
 from paceline.router.ingress_fake import ScriptedRouter
+from paceline.router.requests import Request
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.params import VerificationMode
 
@@ -246,3 +250,20 @@ async def test_a_request_id_unfit_for_a_log_is_refused() -> None:
     async with app_client() as client:
         answer = await client.post("/v1/completions", json=COMPLETION, headers={"x-request-id": "a b"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-request-id")
+
+
+async def test_a_client_that_stops_reading_is_let_go() -> None:
+    router = ScriptedRouter()
+    stalled = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await stalled.wait()
+
+    async def receive() -> Any:
+        await stalled.wait()
+
+    request = Request(request_id="r", text="x")
+    answering = Answering(router, request, COMPLETION_DIALECT, stream=True, usage=False, slow_reader_s=0.05)
+    await asyncio.wait_for(answering({"type": "http"}, receive, send), 5)
+    assert router.closed.is_set()

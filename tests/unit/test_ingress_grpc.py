@@ -12,8 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from paceline.router.auth import OPEN, Keys
-from paceline.router.ingress import SERVICE_NAME, grpc_ingress
-from paceline.router.ingress_fake import MODEL, ScriptedRouter
+from paceline.router.ingress import SERVICE_NAME, GenerationService, grpc_ingress
+from paceline.router.ingress_fake import MODEL, Round, ScriptedRouter
 from paceline.router.requests import Resume
 from paceline.runtime.status import RETRY_AFTER_KEY
 from paceline.speculation import errors
@@ -203,6 +203,24 @@ async def test_a_deadline_closes_the_routers_generator() -> None:
         told = await failure(wire.stub.Generate(generation.GenerateRequest(text="x"), timeout=0.3))
         await asyncio.wait_for(router.closed.wait(), 2)
     assert told.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_client_that_stops_reading_is_let_go() -> None:
+    router = ScriptedRouter(rounds=[Round("x" * 50_000)] * 400)  # the transport holds some 5 MB of it
+    service = GenerationService(router, OPEN, slow_reader_s=0.2)
+    server = grpc.aio.server()
+    generation_grpc.add_GenerationServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = generation_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.Generate(generation.GenerateRequest(text="x"))
+            await call.read()
+            await asyncio.wait_for(router.closed.wait(), 5)
+            call.cancel()
+    finally:
+        await server.stop(0)
 
 
 async def test_keys_are_asked_for() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 import pytest
-from paceline.router.__main__ import EXIT_USAGE
+from paceline.router.__main__ import EXIT_FAILED, EXIT_USAGE
 from paceline.router.serve_janitor import MARK
 from paceline.runtime.process import Ready, parse_ready
 from paceline.v1 import common_pb2 as common
@@ -198,6 +199,23 @@ async def test_a_killed_host_leaves_nothing_and_its_ray_is_not_open_to_the_netwo
             host.process.kill()
             await host.process.wait()
         await asyncio.to_thread(await_nothing_left, home)
+
+
+@pytest.mark.e2e
+async def test_a_host_whose_ray_dies_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    async with counting_target() as worker:
+        async with hosted(tmp_path / "stderr", f"targets=[{worker}]", "grpc_port=0", "http_port=0") as host:
+            home = host.home
+            os.kill(daemon_of(host.ready.pid), signal.SIGKILL)
+            assert await asyncio.wait_for(host.process.wait(), 30) == EXIT_FAILED
+            assert leftovers(home) == []
+        assert "Ray has ended by itself" in told(host)
+
+
+def daemon_of(pid: int) -> int:
+    """The host's raylet."""
+    [raylet] = [child.pid for child in psutil.Process(pid).children() if child.name() == "raylet"]
+    return int(raylet)
 
 
 @pytest.mark.parametrize(

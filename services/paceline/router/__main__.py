@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
 import logging
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=log_format)
     if options.parent_pid:
         process.follow_parent(options.parent_pid)
+    _append_to_logs()
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stopped)
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PacelineError as error:
         _progress(str(error))
         return EXIT_FAILED
-    except _Stopped:
+    except (_Stopped, SystemExit):  # the latter from Ray's own handler of SIGTERM, while it starts
         return 0
 
 
@@ -84,6 +86,13 @@ def _serve(config: RouterConfig) -> int:
             time.sleep(_POLL_S)
     _progress("Ray has ended by itself; its logs went with it")
     return EXIT_FAILED
+
+
+def _append_to_logs() -> None:
+    """Replicas write to the same file; a shell's ``> file`` would have this process overwrite their lines."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            fcntl.fcntl(stream, fcntl.F_SETFL, fcntl.fcntl(stream, fcntl.F_GETFL) | os.O_APPEND)
 
 
 def _within(deadline_s: float, stop: Any) -> None:

@@ -13,13 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 from paceline.router.http_answers import Answer, Dialect
 from paceline.router.http_errors import Json, dump, error_body, error_response
 from paceline.router.ingress_backend import Backend
-from paceline.router.ingress_context import REQUEST_ID_HEADER
+from paceline.router.ingress_context import REQUEST_ID_HEADER, SLOW_READER_S
 from paceline.router.requests import Committed, Completed, Event, Request, Started
 from paceline.speculation.errors import PacelineError
 
 log = logging.getLogger(__name__)
 
-SLOW_READER_S = 60.0
 _EVENT_STREAM = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -58,19 +57,40 @@ class Answering:
     inside it stay where they were set. Nothing is sent before the first event: a refusal has its own HTTP status.
     """
 
-    def __init__(self, backend: Backend, request: Request, dialect: Dialect, *, stream: bool, usage: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        request: Request,
+        dialect: Dialect,
+        *,
+        stream: bool,
+        usage: bool,
+        slow_reader_s: float = SLOW_READER_S,
+    ) -> None:
         self._backend, self._request, self._dialect = backend, request, dialect
-        self._stream, self._usage = stream, usage
+        self._stream, self._usage, self._slow_reader_s = stream, usage, slow_reader_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_gone(receive, self._answer(scope, receive, send))
+            await unless_gone(receive, self._answer(scope, receive, self._bounded(send)))
         except ClientGone as error:
             log.info("request %s: %s", self._request.request_id, error)
 
     @property
     def _headers(self) -> dict[str, str]:
         return {REQUEST_ID_HEADER: self._request.request_id}
+
+    def _bounded(self, send: Send) -> Send:
+        """Send within bounds: a client that stops reading must not hold its session for ever."""
+
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._slow_reader_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGone(f"the client read nothing for {self._slow_reader_s:g} s") from None
+
+        return bounded
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._backend.generate(self._request)) as events:
@@ -108,11 +128,11 @@ async def _collect(answer: Answer, events: AsyncIterator[Event]) -> dict[str, An
 
 async def _send_events(answer: Answer, events: AsyncIterator[Event], headers: dict[str, str], send: Send) -> None:
     raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in (_EVENT_STREAM | headers).items()]
-    await _send(send, {"type": "http.response.start", "status": 200, "headers": raw})
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
     async with aclosing(_chunks(answer, events)) as chunks:
         async for chunk in chunks:
-            await _send(send, {"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
-    await _send(send, {"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _chunks(answer: Answer, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
@@ -139,12 +159,3 @@ def _event_chunks(answer: Answer, event: Event) -> list[dict[str, Any]]:
         trailing = answer.trailing(event)
         return [answer.closing(event), *([] if trailing is None else [trailing])]
     raise AssertionError(f"{type(event).__name__} after Started")
-
-
-async def _send(send: Send, message: Message) -> None:
-    """Send within bounds: a client that stops reading must not hold its session for ever."""
-    try:
-        async with asyncio.timeout(SLOW_READER_S):
-            await send(message)
-    except TimeoutError:
-        raise ClientGone(f"the client read nothing for {SLOW_READER_S:g} s") from None

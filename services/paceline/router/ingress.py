@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +11,7 @@ import grpc
 
 from paceline.router.auth import Keys
 from paceline.router.ingress_backend import Backend
-from paceline.router.ingress_context import bearer_key, trace_of
+from paceline.router.ingress_context import SLOW_READER_S, bearer_key, trace_of
 from paceline.router.ingress_wire import from_generate, refuse_unknown, to_model, to_response
 from paceline.router.requests import Request
 from paceline.runtime.server import WorkerServer, abort
@@ -26,8 +27,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GenerationService(generation_grpc.GenerationServiceServicer):
     """The public API."""
 
-    def __init__(self, backend: Backend, keys: Keys) -> None:
-        self._backend, self._keys = backend, keys
+    def __init__(self, backend: Backend, keys: Keys, *, slow_reader_s: float = SLOW_READER_S) -> None:
+        self._backend, self._keys, self._slow_reader_s = backend, keys, slow_reader_s
 
     async def Generate(self, message: generation.GenerateRequest, context: Context) -> None:  # noqa: N802
         """One answer. Written rather than yielded: a cancelled call then closes the router's generator at once."""
@@ -35,7 +36,7 @@ class GenerationService(generation_grpc.GenerationServiceServicer):
             request = self._request(message, context)
             async with aclosing(self._backend.generate(request)) as events:
                 async for event in events:
-                    await context.write(to_response(event))
+                    await self._write(context, to_response(event))
         except Exception as error:  # noqa: BLE001 - told to the caller as a status; a bug is logged
             await abort(context, error)
 
@@ -50,6 +51,14 @@ class GenerationService(generation_grpc.GenerationServiceServicer):
         except Exception as error:
             await abort(context, error)
             raise  # abort always raises
+
+    async def _write(self, context: Context, response: generation.GenerateResponse) -> None:
+        """Send within bounds: a client that stops reading must not hold its session for ever."""
+        try:
+            async with asyncio.timeout(self._slow_reader_s):
+                await context.write(response)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the client read nothing for {self._slow_reader_s:g} s") from None
 
     def _request(self, message: generation.GenerateRequest, context: Context) -> Request:
         headers = _metadata(context)

@@ -1,4 +1,5 @@
-"""What a call carries beside its message, in gRPC metadata or HTTP headers: a key, a request id, a trace."""
+"""What both ingresses go by: how long a client may stall, and what a call carries beside its message (gRPC metadata or
+HTTP headers): a key, a request id, a trace."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from collections.abc import Mapping
 from paceline.speculation.errors import InvalidRequest, Unauthenticated
 from paceline.speculation.messages import NO_TRACE, Trace
 
+SLOW_READER_S = 60.0
+"""A client that reads nothing for this long is gone."""
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")

@@ -135,7 +135,9 @@ class RayRouter:
         return all(_command(pid) in _DAEMONS for pid in self._daemons)
 
     def stop(self) -> None:
-        """Drain the replicas, end Ray."""
+        """Drain the replicas, end Ray. One that is dying is left to the janitor: asked to shut down, it hangs."""
+        if not self.alive:
+            return
         with contextlib.redirect_stderr(io.StringIO()):  # Ray reports that the controller it ends has ended
             if ray.is_initialized():
                 with contextlib.suppress(Exception):
