@@ -223,6 +223,6 @@ class Driver:
             up=known is not None and known.up,
             sessions=len(known.sessions) if known else 0,
             breaker=draft.breaker.state.value if draft else "",
-            cohorts=cohorts.count if cohorts else 0,
+            cohorts=cohorts.count if cohorts is not None else 0,
             link=link.counters,
         )
