@@ -204,3 +204,22 @@ def test_pace_shares_the_time_and_prefers_some_drafts_to_none() -> None:
     assert pace.rows(0.005, 4, 4) == 0
     assert pace.budget_s([1.0, 0.5, 0.001]) == 0.5
     assert Pace((), 16).rows(0.0, 2, 1) == 16
+
+
+def test_pace_follows_the_steps_that_are_run() -> None:
+    pace = Pace(((8, 0.010), (16, 0.020)), 16)
+    for _ in range(20):
+        pace.observe(8, 0.040)  # the machine got four times slower
+    assert pace.rows(0.041, 1, 1) == 8
+    assert pace.rows(0.039, 1, 1) == 0
+
+
+def test_a_drafter_measured_on_a_busy_machine_is_tried_again() -> None:
+    """A start-up curve of 1 s steps must not keep a drafter silent for ever behind a deadline of 50 ms."""
+    engine = RecordingEngine(OPTIONS, step_s=0.01)
+    engine.curve = ((128, 1.0),)
+    drafter = ModelDrafter(engine)
+    drafter.open(session("s", [1, 2, 3], sampling=SAMPLED))
+    drafted = [len(drafter.propose([Ask("s", 3, 4, 0.05)])[0].tokens) for _ in range(40)]
+    assert drafted[0] == 0
+    assert drafted[-1] == 4

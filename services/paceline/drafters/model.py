@@ -113,6 +113,8 @@ class ModelDrafter:
             self._states.move_to_end(ask.session_id)
         busy = {ask.session_id for ask in asks}
         runs = [self._begin(ask, busy) if ask.budget_s >= budget_s else None for ask in asks]
+        if not any(ask.budget_s >= budget_s for ask in asks):
+            self._pace.refuse()
         try:
             self._draft([run for run in runs if run is not None], budget_s)
         except Exception:
@@ -179,6 +181,7 @@ class ModelDrafter:
         result = self._engine.step(StepPlan(self._steps, tuple(piece for _, piece in pieces)))
         for (run, piece), samples in zip(pieces, result.samples, strict=True):
             run.take(piece, samples)
+        self._pace.observe(sum(len(piece.tokens) for _, piece in pieces), result.duration_s)
         return result.duration_s
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
+LEARNING_RATE = 0.3  # weight of the newest step in what steps cost
+LEAST_LEVEL = 1e-3
+OPTIMISM = 0.8  # what a step is believed to cost, per batch refused, relative to before
+
 
 class Pace:
     """Fits steps into a time budget. No clock: times come in as arguments.
+
+    The curve is measured at start-up, when the machine may be busier or idler than later, so its level follows the
+    steps that are run. Refusing teaches nothing, so each refusal lowers the level: a drafter that was once slow is
+    tried again within a bounded number of batches.
 
     Args:
         curve: measured (rows, seconds), ascending rows; empty means that steps are taken to cost nothing.
@@ -19,6 +27,17 @@ class Pace:
         self._seconds = [_seconds(curve, rows) for rows in range(1, step_tokens + 1)]
         for i in range(1, step_tokens):  # measured curves jitter; more rows never count as cheaper
             self._seconds[i] = max(self._seconds[i], self._seconds[i - 1])
+        self._level = 1.0  # what steps cost now, relative to the curve
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        expected = self._seconds[min(rows, len(self._seconds)) - 1]
+        if expected > 0:
+            self._level += LEARNING_RATE * (max(LEAST_LEVEL, seconds / expected) - self._level)
+
+    def refuse(self) -> None:
+        """A batch was answered without a step, for lack of time."""
+        self._level = max(LEAST_LEVEL, self._level * OPTIMISM)
 
     def budget_s(self, budgets_s: Iterable[float]) -> float:
         """The time a batch has: the least of those in which a step fits at all.
@@ -26,8 +45,8 @@ class Pace:
         An answer is handed over with its whole batch, so the batch ends in time for the most urgent of its sessions;
         one that is too late for a single step is left out and must not cut the others short.
         """
-        values = list(budgets_s)
-        return min((value for value in values if value >= self._seconds[0]), default=self._seconds[0])
+        least = self._seconds[0] * self._level
+        return min((value for value in budgets_s if value >= least), default=least)
 
     def rows(self, left_s: float, steps_left: int, soon: int) -> int:
         """Rows the next step may have; 0 if there is no time for one.
@@ -39,7 +58,7 @@ class Pace:
         return share if share >= soon else min(soon, self._affordable(left_s))
 
     def _affordable(self, seconds: float) -> int:
-        return bisect_right(self._seconds, seconds)
+        return bisect_right(self._seconds, seconds / self._level)
 
 
 def _seconds(curve: Sequence[tuple[int, float]], rows: int) -> float:
