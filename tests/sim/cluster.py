@@ -39,8 +39,8 @@ class Cluster:
         self._tick_at: float | None = None
         self.links: dict[tuple[Side, str], Connection] = {}
         for index in range(scenario.targets):
-            target = SimTarget(self.world, f"t{index}", partial(self._verdicts, f"t{index}"))
-            target.broken_steps = scenario.broken_steps
+            send = partial(self._verdicts, f"t{index}")
+            target = SimTarget(self.world, f"t{index}", send, scenario.cost, scenario.broken_steps)
             self._add(Side.TARGET, target)
         for index in range(scenario.drafts):
             self._add(Side.DRAFT, SimDraft(self.world, f"d{index}", partial(self._drafts, f"d{index}"), self._pause))
@@ -74,7 +74,7 @@ class Cluster:
         sampling = SamplingParams(
             temperature=rng.choice((0.0, 0.0, 0.0, 1.0)),  # noise is costly to draw, and the protocol does not care
             seed=rng.getrandbits(64),
-            max_tokens=rng.randrange(1, 50),
+            max_tokens=rng.randrange(*self.scenario.output),
             stop=rng.choice(((), (), ("ab",))),
         )
         speculation = rng.choice(
@@ -187,7 +187,7 @@ class Cluster:
         """How long a draft worker's run takes."""
         rng = self.world.rng
         slow = rng.random() < self.scenario.slow_drafts
-        return rng.uniform(0.06, 0.4) if slow else rng.uniform(0.0005, 0.004)
+        return rng.uniform(0.06, 0.4) if slow else rng.uniform(*self.scenario.draft_run_s)
 
     # Connections and trouble ------------------------------------------------------------------------------------
 

@@ -12,8 +12,10 @@ from paceline.speculation.actions import SessionSpec
 from paceline.speculation.errors import PacelineError, Unavailable
 
 from tests.sim.network import Weather
+from tests.sim.workers import Cost
 
 FAIR = Weather()
+CHEAP = Cost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,11 @@ class Scenario:
     weather: Weather = FAIR
     target_faults: int = 0  # crashes and broken streams
     draft_faults: int = 0
+    cost: Cost = CHEAP
     broken_steps: float = 0.0  # share of verify steps that fail, and lose their sessions
     amnesia: int = 0  # a worker silently forgets the sessions it has, so many times
+    draft_run_s: tuple[float, float] = (0.0005, 0.004)  # how long a draft worker's run takes
+    output: tuple[int, int] = (1, 50)  # max_tokens of a request, from and below
     slow_drafts: float = 0.0  # share of a draft worker's runs that take far longer than the deadline
     cancels: float = 0.0  # share of requests whose client leaves
     trouble_s: float = 1.0

@@ -10,6 +10,7 @@ from tests.sim.cluster import Cluster
 from tests.sim.network import Weather
 from tests.sim.properties import check
 from tests.sim.scenario import Outcome, Scenario, scenario_of
+from tests.sim.workers import Cost
 
 SEEDS = 32
 
@@ -67,3 +68,25 @@ def test_workers_hold_nothing_after_all_sessions_ended(seed: int) -> None:
 def test_cohorts_change_the_schedule_and_not_a_token(cohorts: int) -> None:
     base = Scenario(targets=1, sessions=12)
     check(*run(11, replace(base, policy=replace(base.policy, cohorts=cohorts))))
+
+
+def duration(cohorts: int, cost: Cost, draft_run_s: tuple[float, float]) -> float:
+    """Virtual seconds until sixteen sessions of 100 tokens have ended."""
+    calm = Weather(delay_min_s=0.0001, delay_max_s=0.0003)
+    base = Scenario(targets=1, drafts=1, sessions=16, arrivals_s=0.01, output=(100, 101), weather=calm)
+    scenario = replace(base, cost=cost, draft_run_s=draft_run_s, policy=replace(base.policy, cohorts=cohorts))
+    return run(3, scenario)[0].world.now
+
+
+@pytest.mark.parametrize(
+    ("cost", "draft_run_s", "best"),
+    [
+        (Cost(0.004, 0.0001), (0.0001, 0.0002), 1),  # n-gram drafts
+        (Cost(0.004, 0.0001), (0.010, 0.011), 1),  # verify time nearly flat
+        (Cost(0.001, 0.0004), (0.010, 0.011), 2),  # verify time grows with the rows, drafting takes half of it
+    ],
+)
+def test_the_number_of_cohorts_is_chosen_well(cost: Cost, draft_run_s: tuple[float, float], best: int) -> None:
+    chosen, pinned = duration(0, cost, draft_run_s), {count: duration(count, cost, draft_run_s) for count in (1, 2)}
+    assert min(pinned, key=pinned.__getitem__) == best
+    assert chosen < 1.05 * pinned[best]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.draft.worker import DraftWorker
@@ -31,8 +32,15 @@ def codec() -> TextCodec:
     return TextCodec(fake_tokenizer_files())
 
 
-def step_seconds(plan: StepPlan) -> float:
-    return 0.004 + 0.0001 * plan.rows
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a verify step takes."""
+
+    step_s: float = 0.004
+    row_s: float = 0.0001
+
+    def seconds(self, rows: int) -> float:
+        return self.step_s + self.row_s * rows
 
 
 class SimEngine(FakeEngine):
@@ -56,28 +64,35 @@ class SimEngine(FakeEngine):
             self._drawn.update(zip((keys[index] for index in new), drawn, strict=True))
         found = iter([self._drawn[key] for key in keys])
         samples = tuple(tuple(next(found) for _ in range(piece.samples)) for piece in plan.slices)
-        return StepResult(samples, step_seconds(plan))
+        return StepResult(samples, 0.0)
 
 
 def fake_target() -> FakeEngine:
-    return SimEngine(OPTIONS, sleep=None, duration=step_seconds)
+    return SimEngine(OPTIONS, sleep=None)
 
 
 class SimTarget:
     """A target verifier. ``send`` takes results for a router id."""
 
-    def __init__(self, world: World, address: str, send: Callable[[str, list[VerifyResult], StepReport], None]) -> None:
-        self.world, self.address, self._send = world, address, send
+    def __init__(
+        self,
+        world: World,
+        address: str,
+        send: Callable[[str, list[VerifyResult], StepReport], None],
+        cost: Cost,
+        broken_steps: float,
+    ) -> None:
+        self.world, self.address, self._send, self._cost = world, address, send, cost
+        self._broken_steps = broken_steps  # share of steps that fail
         self.life = 0  # grows with every crash; things planned in an earlier life don't happen
         self.alive = False
-        self.broken_steps = 0.0  # share of steps that fail
         self.start()
 
     def start(self) -> None:
         self.alive, self.life = True, self.life + 1
         self._stepping = False
         self.engine = fake_target()
-        limits = Limits(max_sessions=64, step_tokens=32)
+        limits = Limits(max_sessions=64, step_tokens=128)
         incarnation = f"{self.address}#{self.life}"
         self.verifier = Verifier(
             self.engine, self.engine.info, limits=limits, incarnation=incarnation, detokenizer=codec().detokenizer
@@ -100,6 +115,7 @@ class SimTarget:
             eos_token_ids=info.eos_token_ids,
             max_sessions=64,
             max_draft_tokens=32,
+            cost_curve=tuple((rows, self._cost.seconds(rows)) for rows in (1, 16, 64, 128)),
         )
 
     def open(self, opening: SessionOpen) -> str:
@@ -123,17 +139,17 @@ class SimTarget:
         plan = None if self._stepping else self.verifier.plan(self.world.now)
         if plan is not None:
             self._stepping = True
-            self.world.after(step_seconds(plan), functools.partial(self._complete, self.life, plan))
+            self.world.after(self._cost.seconds(plan.rows), functools.partial(self._complete, self.life, plan))
 
     def _complete(self, life: int, plan: StepPlan) -> None:
         if life != self.life:
             return
         self._stepping = False
-        broken = self.world.rng.random() < self.broken_steps
+        broken = self.world.rng.random() < self._broken_steps
         now = self.world.now
         served = self.verifier.fail(plan, now) if broken else self.verifier.complete(plan, self.engine.step(plan), now)
         self.verifier.check_integrity()
-        report = StepReport(plan.step_id, len(plan.slices), plan.rows, int(step_seconds(plan) * 1e6))
+        report = StepReport(plan.step_id, len(plan.slices), plan.rows, int(self._cost.seconds(plan.rows) * 1e6))
         by_router: dict[str, list[VerifyResult]] = {}
         for item in served:
             if item.result is not None:

@@ -117,7 +117,9 @@ async def _collect(answer: Answer, events: AsyncIterator[Event]) -> dict[str, An
     texts: list[str] = []
     completed: Completed | None = None
     async for event in events:  # to its end: a generator closed early would be an answer nobody wanted any more
-        if isinstance(event, Committed):
+        if isinstance(event, Started):  # moved to another numerics class
+            answer.started = event
+        elif isinstance(event, Committed):
             answer.models.add(event)
             texts.append(event.text)
         elif isinstance(event, Completed):
@@ -152,10 +154,11 @@ async def _chunks(answer: Answer, events: AsyncIterator[Event]) -> AsyncGenerato
 
 
 def _event_chunks(answer: Answer, event: Event) -> list[dict[str, Any]]:
+    if isinstance(event, Started):  # moved to another numerics class: later chunks carry its fingerprint
+        answer.started = event
+        return []
     if isinstance(event, Committed):
         answer.models.add(event)
         return [answer.piece(event.text)] if event.text else []
-    if isinstance(event, Completed):
-        trailing = answer.trailing(event)
-        return [answer.closing(event), *([] if trailing is None else [trailing])]
-    raise AssertionError(f"{type(event).__name__} after Started")
+    trailing = answer.trailing(event)
+    return [answer.closing(event), *([] if trailing is None else [trailing])]

@@ -1,8 +1,9 @@
 """Cohorts: which sessions of one verifier are verified together, and when their batch leaves.
 
 With one cohort everybody is drafted, then everybody is verified: a cycle takes d + v(N). With two, one is verified
-while the other is drafted, and a cycle takes max(2·v(N/2), d + v(N/2)). Two win when drafting takes about as long as
-verifying; one wins when drafts are nearly free (n-gram) or verify time is flat in the number of tokens.
+while the other is drafted, and a cycle takes max(2·v(N/2), 2·d, d + v(N/2)): either worker is one machine that serves
+both cohorts in turn, and d is taken to be flat in N. Two win when verify time grows with the tokens and drafting takes
+about as long; one wins when drafts are nearly free (n-gram) or verify time is flat.
 
 A batch leaves when all its members are ready. It never waits longer than the draft deadline for anybody; whoever is
 late rides in the next one. A session in the first round of a target lease rides alone: its step is a prefill, which
@@ -171,7 +172,7 @@ class Cohorts:
         """Predicted seconds of a cycle, in which every session gets one round, with one cohort and with two."""
         sessions = self._cohorts[0].size + self._cohorts[1].size
         draft, half = self.draft_s.get(0.0), self.verify_s(sessions / 2)
-        return draft + self.verify_s(sessions), max(2 * half, draft + half)
+        return draft + self.verify_s(sessions), max(2 * half, 2 * draft, draft + half)
 
     def _reconsider(self) -> None:
         sessions = self._cohorts[0].size + self._cohorts[1].size
