@@ -57,7 +57,7 @@ def from_generate(
         model=message.model,
         text=message.text if kind == "text" else None,
         messages=_chat(message.chat) if kind == "chat" else None,
-        tokens=_tokens(message, resume),
+        tokens=_tokens(message),
         sampling=_sampling(message.sampling),
         speculation=_speculation(message.speculation),
         resume=resume,
@@ -67,9 +67,7 @@ def from_generate(
     )
 
 
-def _tokens(message: generation.GenerateRequest, resume: Resume | None) -> tuple[int, ...] | None:
-    if resume is not None:
-        return resume.prompt_tokens
+def _tokens(message: generation.GenerateRequest) -> tuple[int, ...] | None:
     if message.WhichOneof("input") != "tokens":
         return None
     if not message.tokens.ids:
