@@ -14,7 +14,7 @@ import pytest
 from paceline.router.requests import Committed, Completed, Event, Request, Resume, SamplingRequest, Started
 from paceline.router.router import Router
 from paceline.runtime.config import RouterConfig
-from paceline.speculation.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from paceline.speculation.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, StaleLease, Unavailable
 from paceline.speculation.messages import FinishReason, TokenSource
 from paceline.speculation.params import SpeculationMode, SpeculationParams
 
@@ -97,18 +97,16 @@ async def test_sixteen_sessions_ride_in_messages_of_eight_and_more() -> None:
 async def test_a_draft_worker_killed_mid_stream_changes_no_token_and_stalls_once_at_most() -> None:
     drafts = ScriptedDraft()
     async with cluster([ScriptedTarget(TargetScript(step_s=0.005))], [drafts]) as router:
+        events: list[Event] = []
         moments: list[float] = []
-        tokens: list[int] = []
         async for event in router.generate(ask(200)):
+            events.append(event)
             moments.append(asyncio.get_running_loop().time())
-            if isinstance(event, Committed):
-                tokens.extend(event.tokens)
-                if len(moments) == 8:
-                    await drafts.kill()
-    stalls = [later - earlier for earlier, later in pairwise(moments) if later - earlier > 0.1]
-    assert tuple(tokens) == plain(PROMPT, 200, 1)
-    assert len(stalls) <= 1, stalls
-    assert all(stall < 0.3 for stall in stalls)
+            if len(events) == 8:
+                await drafts.kill()
+    assert tokens_of(events) == plain(PROMPT, 200, 1)
+    assert completed(events).stats.missed_drafts <= 1
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 0.15 + 0.35  # a deadline, and a busy machine
 
 
 async def test_a_silent_draft_worker_costs_a_session_one_deadline_then_its_breaker_opens() -> None:
@@ -345,3 +343,38 @@ async def test_models_and_stats_tell_what_is_served() -> None:
     assert (model.model_id, model.targets, model.drafts, model.drafters) == ("scripted", 2, 1, ("model", "ngram"))
     assert stats["rounds"]["committed_tokens"] == 40
     assert 0 < stats["router_share"] < 1
+
+
+async def test_a_resume_takes_over_from_a_stream_that_was_not_noticed_to_be_lost() -> None:
+    async with cluster([ScriptedTarget(TargetScript(step_s=0.005))], [ScriptedDraft()]) as router:
+        lost = router.generate(ask(80, 3))
+        started, first = await anext(lost), await anext(lost)
+        assert isinstance(started, Started)
+        assert isinstance(first, Committed)
+        resume = Resume(PROMPT, first.tokens, 3, started.numerics_class, first.lease_epoch, started.session_id)
+        request = Request(resume=resume, sampling=SamplingRequest(max_tokens=80))
+        with pytest.raises(NotFound):
+            await collect(router, replace(request, tenant="somebody else"))
+        events = await collect(router, request)
+        with pytest.raises(StaleLease):
+            async for _ in lost:
+                pass
+    assert first.tokens + tokens_of(events) == plain(PROMPT, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"), [({"session_id": ""}, "session_id"), ({"lease_epoch": 2**63}, "lease_epoch")]
+)
+async def test_a_malformed_resume_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    resume = replace(Resume(PROMPT, (97,), 1, "class-a", 1, "s-1"), **fields)
+    async with cluster([ScriptedTarget()]) as router:
+        with pytest.raises(InvalidRequest, match=says):
+            await collect(router, Request(resume=resume))
+
+
+async def test_long_text_is_tokenized_off_the_event_loop() -> None:
+    async with cluster([ScriptedTarget()]) as router:
+        events = await collect(router, ask(2, tokens=None, text="x" * 4000))
+        with pytest.raises(InvalidRequest, match="context length"):
+            await collect(router, ask(2, tokens=None, text="x" * 5000))
+    assert completed(events).completion_tokens == 2

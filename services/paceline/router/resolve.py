@@ -17,6 +17,10 @@ from paceline.speculation.params import SamplingParams, VerificationMode
 
 SEED_BITS = 53  # what a JSON number holds exactly, so that a reported seed can be sent back by anybody
 
+SESSION_ID_BITS = 96
+MAX_SESSION_ID_CHARS = 128
+MAX_LEASE_EPOCH = 2**62  # leaves room to open many more times below the wire's 2**64
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -73,6 +77,8 @@ def resolve(
     """
     resume = request.resume
     committed = resume.committed if resume else ()
+    if resume is not None:
+        _check_resume(resume)
     _check_tokens("prompt", prompt, model)
     _check_tokens("resume.committed_token_ids", committed, model)
     room = model.context_length - len(prompt)
@@ -82,7 +88,7 @@ def resolve(
     sampling = _sampling(request, room, config, rng)
     drafter = request.speculation.drafter or config.default_drafter
     _check_drafter(request.speculation.drafter, model, registry)
-    session_id = resume.session_id if resume else f"s-{rng.getrandbits(96):024x}"
+    session_id = resume.session_id if resume else f"s-{rng.getrandbits(SESSION_ID_BITS):024x}"  # not to be guessed
     spec = SessionSpec(
         session_id=session_id,
         prompt=prompt,
@@ -125,6 +131,15 @@ def _seed(asked: int | None, resume: Resume | None, rng: random.Random) -> int:
     if asked is not None and asked != resume.seed:
         raise InvalidRequest("sampling.seed", expected=f"the resumed answer's, {resume.seed}, or none", got=asked)
     return resume.seed
+
+
+def _check_resume(resume: Resume) -> None:
+    if not 0 < len(resume.session_id) <= MAX_SESSION_ID_CHARS:
+        expected = f"the lost answer's, of 1 to {MAX_SESSION_ID_CHARS} characters"
+        raise InvalidRequest("resume.session_id", expected=expected, got=resume.session_id)
+    if not 0 <= resume.lease_epoch < MAX_LEASE_EPOCH:
+        expected = f"the last one seen, below {MAX_LEASE_EPOCH}"
+        raise InvalidRequest("resume.lease_epoch", expected=expected, got=resume.lease_epoch)
 
 
 def _check_tokens(field: str, tokens: Sequence[int], model: TargetInfo) -> None:

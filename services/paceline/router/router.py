@@ -24,7 +24,7 @@ from paceline.router.requests import Completed, Event, Model, Request, Started
 from paceline.router.resolve import Resolved, prompt_tokens, resolve
 from paceline.router.spans import NoSpans, RouterSpans
 from paceline.runtime.config import RouterConfig
-from paceline.speculation.errors import Overloaded, PacelineError, StaleLease, Unavailable
+from paceline.speculation.errors import NotFound, Overloaded, PacelineError, StaleLease, Unavailable
 from paceline.speculation.leases import Side
 from paceline.speculation.rounds import Session
 
@@ -195,6 +195,8 @@ class Router:
             raise Unavailable("the router is closing")
         spec, now = resolved.spec, self._clock()
         earlier = self._dispatcher.answers.get(spec.session_id)
+        if earlier is not None and earlier.request.tenant != request.tenant:
+            raise NotFound(f"session {spec.session_id} is not known")
         if earlier is not None:  # the client came back before its lost stream was noticed here
             spec = replace(spec, lease_epoch=max(spec.lease_epoch, earlier.session.leases.epoch))
             why = StaleLease(f"session {spec.session_id} was resumed on another stream")
