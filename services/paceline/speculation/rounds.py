@@ -50,6 +50,7 @@ from paceline.speculation.messages import (
 from paceline.speculation.params import SpeculationMode
 from paceline.speculation.patience import Patience
 
+WORKER_SHARE = 0.8  # of the draft deadline: a drafter that uses all it is given must still be in time
 MAX_STRIKES = 8  # openings on targets without a committed token in between, before the session is given up
 
 
@@ -183,7 +184,7 @@ class Session:
             appended=tuple(self.tokens[lease.held_len :]),
             append_from=lease.held_len,
             max_draft_tokens=k,
-            deadline_us=int(self._draft_deadline_s * 1e6),
+            deadline_us=int(self._draft_deadline_s * WORKER_SHARE * 1e6),
             trace=self._round.trace,
         )
         return [AskDraft(lease.worker, task, self.draft_deadline)]
