@@ -120,7 +120,8 @@ def show(stream: Stream, *, color: bool, write: Callable[[str], None] | None = N
 
 def _end_line(stream: Stream, write: Callable[[str], None]) -> None:
     """The shell's prompt and messages begin on a line of their own."""
-    if not stream.received.text.endswith("\n"):
+    text = stream.received.text
+    if text and not text.endswith("\n"):
         write("\n")
 
 
