@@ -246,3 +246,16 @@ async def test_a_wider_round_is_our_bug() -> None:
             with pytest.raises(AssertionError):
                 cluster.router.end_round(handle, wrong)
         await cluster.flush()
+
+
+@pytest.mark.parametrize(("seed", "shown"), [(7, True), (2**64 - 1, False)])
+async def test_the_session_and_a_drawn_seed_are_on_the_request(seed: int, shown: bool) -> None:
+    async with collecting() as collector:
+        cluster = Cluster(collector)
+        handle = cluster.router.start_request(dataclasses.replace(REQUEST, sampling=SamplingRequest()))
+        cluster.router.place(handle, "s-1", seed)
+        cluster.router.end_request(handle, RuntimeError("over"))
+        await cluster.flush()
+    attributes = collector.one(names.GENERATE).attributes
+    assert attributes[names.SESSION_ID] == "s-1"
+    assert attributes.get(names.REQUEST_SEED) == (seed if shown else None)

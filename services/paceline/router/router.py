@@ -142,6 +142,7 @@ class Router:
         span = self._spans.start_request(request)
         try:
             resolved = await self._resolve(request)
+            self._spans.place(span, resolved.spec.session_id, resolved.spec.sampling.seed)
             await self._admission.enter(deadline - self._clock())
         except BaseException as error:
             self._spans.end_request(span, error)
@@ -153,7 +154,11 @@ class Router:
                 for event in self._whole(resolved, span):
                     yield event
                 return
-            self._submit(request, resolved, mailbox, deadline=deadline, span=span)
+            try:
+                self._submit(request, resolved, mailbox, deadline=deadline, span=span)
+            except PacelineError as error:
+                self._spans.end_request(span, error)
+                raise
             while True:
                 event = await mailbox.get()
                 yield event

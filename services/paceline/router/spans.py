@@ -40,6 +40,10 @@ class RouterSpans(Protocol):
 
     def start_request(self, request: Request) -> Handle: ...
 
+    def place(self, handle: Any, session_id: str, seed: int) -> None:
+        """What the request left open is settled: its session, and the seed of its noise."""
+        ...
+
     def start_round(self, handle: Any, round_id: int) -> Trace:
         """A round begins; the context goes to both workers. A round whose verifier is lost is never ended."""
         ...
@@ -66,6 +70,8 @@ class NoSpans:
 
     def start_request(self, request: Request) -> NoHandle:
         return NoHandle(request.trace)
+
+    def place(self, handle: Any, session_id: str, seed: int) -> None: ...
 
     def start_round(self, handle: Any, round_id: int) -> Trace:
         del round_id

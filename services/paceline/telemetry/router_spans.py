@@ -57,6 +57,13 @@ class RouterSpans:
             span.set_attributes(_request_attributes(request))
         return Handle(inject(span), span)
 
+    def place(self, handle: Handle, session_id: str, seed: int) -> None:
+        """What the request left open is settled: its session, and the seed of its noise."""
+        if handle.span is not None:
+            handle.span.set_attribute(names.SESSION_ID, session_id)
+            if seed < INT64_LIMIT:  # OTLP integers are signed
+                handle.span.set_attribute(names.REQUEST_SEED, seed)
+
     def start_round(self, handle: Handle, round_id: int) -> Trace:
         """A round begins; the context goes to both workers."""
         if handle.context is None:
