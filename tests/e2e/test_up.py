@@ -29,7 +29,8 @@ Tell = Callable[[str], None]
 
 async def test_two_clusters_side_by_side_leave_nothing(tmp_path: Path, tell: Tell) -> None:
     one_up = up(tmp_path / "one", "--model", "fake:eos=0", "--drafts", "2", "--routers", "2")
-    other_up = up(tmp_path / "other", "--model", "fake:seed=1,eos=0", "--draft-model", "fake:seed=1,quality=0.9")
+    models = ("--model", "fake:seed=1,eos=0", "--draft-model", "fake:seed=1,quality=0.9")
+    other_up = up(tmp_path / "other", *models, "--log-dir", str(tmp_path / "logs"))  # kill -9 leaves it
     async with one_up as one, other_up as other:
         assert len({one.grpc, other.grpc, one.http, other.http}) == 4
         first, second = await asyncio.gather(generates_as_the_sdk_does(one), generates_as_the_sdk_does(other))
