@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,14 @@ import pytest
 from paceline.draft.__main__ import main
 from paceline.draft.assembly import assemble, describe
 from paceline.runtime.config import DraftConfig, parse
-from paceline.runtime.process import Ready, parse_ready
+from paceline.runtime.process import parse_ready
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import PROTOCOL_VERSION
 from paceline.speculation.sampling import SAMPLER_VERSION
 from paceline.v1 import common_pb2 as common
 from paceline.v1.draft_pb2_grpc import DraftServiceStub
+
+from tests.unit.main_kit import ended_by, start, taken_port
 
 
 def config(**values: Any) -> DraftConfig:
@@ -73,10 +74,7 @@ def test_bad_settings_end_with_code_2(arguments: list[str], message: str, capsys
 
 
 def test_a_taken_port_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with taken_port() as port:
         assert main(["--set", "drafters=[ngram]", "--set", f"port={port}"]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
@@ -89,18 +87,9 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert "engine.model  A Hugging Face id" in shown
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], Ready]:
-    command = [sys.executable, "-m", "paceline.draft", "--set", "drafters=[ngram]", *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    ready = parse_ready(child.stdout.readline())
-    assert ready is not None
-    return child, ready
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
-    child, ready = start()
+    child, ready = start("draft", "drafters=[ngram]")
     assert (ready.service, ready.pid, ready.model_id) == ("draft", child.pid, "ngram")
 
     async def describe() -> Any:
@@ -109,12 +98,7 @@ def test_a_worker_serves_until_it_is_told_to_stop(number: signal.Signals) -> Non
             return await stub.Describe(common.DescribeRequest(), timeout=5)
 
     assert asyncio.run(describe()).incarnation == ready.incarnation
-    started = time.monotonic()
-    child.send_signal(number)
-    _, errors = child.communicate(timeout=10)
-    assert child.returncode == 0, errors
-    assert "drafter ngram: suffixes of 2 to 5 tokens" in errors
-    assert time.monotonic() - started < 4
+    assert "drafter ngram: suffixes of 2 to 5 tokens" in ended_by(child, number)
 
 
 def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:

@@ -287,10 +287,11 @@ async def test_a_router_that_does_not_read_loses_answers_and_memory_stays_bounde
     with pytest.raises(InvalidRequest):
         stream.name("q")
     result = DraftResult(Fence("s", "i", 1, 1, 1, bytes(8)), Proposal((1,)))
+    message = pb.DraftBatchResult(results=[wire.to_draft_result(result)])
     for _ in range(5):
-        stream.send([result])
+        stream.send(message)
     stream.close()
     stream.close()
-    stream.send([result])
+    stream.send(message)
     assert len([message async for message in stream]) == 2
     Streams().deliver([("gone", result)])

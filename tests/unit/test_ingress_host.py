@@ -17,8 +17,8 @@ import grpc
 import httpx
 import psutil
 import pytest
-from paceline.router.__main__ import EXIT_FAILED, EXIT_USAGE
 from paceline.router.serve_janitor import MARK
+from paceline.runtime.command import EXIT_FAILED, EXIT_USAGE
 from paceline.runtime.process import Ready, parse_ready
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import generation_pb2 as generation

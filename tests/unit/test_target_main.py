@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
-import subprocess
-import sys
-import time
 from typing import Any
 
 import grpc
 import pytest
 from paceline.runtime import text
 from paceline.runtime.config import TargetConfig, parse
-from paceline.runtime.process import Ready, parse_ready
 from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
 from paceline.target.__main__ import main
 from paceline.target.assembly import describe, load, verifier_for
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import target_pb2 as pb
 from paceline.v1.target_pb2_grpc import TargetServiceStub
+
+from tests.unit.main_kit import ended_by, start, taken_port
 
 
 def config(**values: Any) -> TargetConfig:
@@ -58,10 +55,7 @@ def test_bad_settings_end_with_code_2(arguments: list[str], message: str, capsys
 
 
 def test_a_taken_port_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with taken_port() as port:
         assert main(["--set", "engine.model=fake", "--set", f"port={port}"]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
@@ -74,18 +68,9 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert "engine.model  A Hugging Face id" in shown
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], Ready]:
-    command = [sys.executable, "-m", "paceline.target", "--set", "engine.model=fake", *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    ready = parse_ready(child.stdout.readline())
-    assert ready is not None
-    return child, ready
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_target_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
-    child, ready = start()
+    child, ready = start("target", "engine.model=fake")
     assert (ready.service, ready.pid, ready.model_id) == ("target", child.pid, "fake")
 
     async def look() -> tuple[Any, list[Any]]:
@@ -98,9 +83,4 @@ def test_a_target_serves_until_it_is_told_to_stop(number: signal.Signals) -> Non
     assert described.incarnation == ready.incarnation
     data = b"".join(chunk.data for chunk in chunks if chunk.name == text.TOKENIZER_FILE)
     assert text.fingerprint({text.TOKENIZER_FILE: data}) == described.model.tokenizer_fingerprint
-    started = time.monotonic()
-    child.send_signal(number)
-    _, errors = child.communicate(timeout=10)
-    assert child.returncode == 0, errors
-    assert "fake: 65536 KV tokens, 256 tokens a step" in errors
-    assert time.monotonic() - started < 4
+    assert "fake: 65536 KV tokens, 256 tokens a step" in ended_by(child, number)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from paceline.drafters.interface import Drafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.runtime import text
+from paceline.runtime.command import Progress
 from paceline.runtime.config import DraftConfig
 from paceline.runtime.server import MAX_MESSAGE_BYTES
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as pb
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import importlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -21,15 +19,16 @@ from typing import Any
 from paceline.router.auth import load_keys
 from paceline.router.ingress_ports import Reservation
 from paceline.router.serve_home import Home
-from paceline.runtime import process
-from paceline.runtime.config import RouterConfig, field_help, load
+from paceline.runtime import command, process
+from paceline.runtime.command import EXIT_FAILED, EXIT_USAGE
+from paceline.runtime.config import RouterConfig, load
 from paceline.speculation.errors import InvalidRequest, PacelineError
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+DESCRIPTION = "A router: terminates clients (gRPC, OpenAI-compatible HTTP) and runs their rounds."
 STOP_DEADLINE_S = 20.0
 """Ray gets this long to end by itself; what is left then is killed."""
 _POLL_S = 0.5
+_LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
 
 class _Stopped(BaseException):
@@ -38,21 +37,19 @@ class _Stopped(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a router until SIGTERM or SIGINT; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    log_format = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=log_format)
-    if options.parent_pid:
-        process.follow_parent(options.parent_pid)
+    options = command.begin(
+        "router", DESCRIPTION, RouterConfig, arguments, level=logging.WARNING, log_format=_LOG_FORMAT
+    )
     _append_to_logs()
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stopped)
         return _serve(_checked(load(RouterConfig, options.config, options.overrides)))
     except InvalidRequest as error:
-        _progress(str(error))
+        command.tell("router", str(error))
         return EXIT_USAGE
     except PacelineError as error:
-        _progress(str(error))
+        command.tell("router", str(error))
         return EXIT_FAILED
     except (_Stopped, SystemExit):  # the latter from Ray's own handler of SIGTERM, while it starts
         return 0
@@ -84,7 +81,7 @@ def _serve(config: RouterConfig) -> int:
         )
         while router.alive:
             time.sleep(_POLL_S)
-    _progress("Ray has ended by itself; its logs went with it")
+    command.tell("router", "Ray has ended by itself; its logs went with it")
     return EXIT_FAILED
 
 
@@ -113,33 +110,5 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _progress(line: str) -> None:
-    sys.stderr.write(f"paceline router: {line}\n")
-    sys.stderr.flush()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m paceline.router",
-        description="A router: terminates clients (gRPC, OpenAI-compatible HTTP) and runs their rounds.",
-        epilog="Fields of the configuration:\n\n" + field_help(RouterConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the fields below")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="one field, dotted; repeatable",
-    )
-    parser.add_argument("--parent-pid", type=int, metavar="PID", help="exit when this parent process does")
-    return parser
-
-
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)  # a Ray that is stuck in a thread of its own must not hold up the exit
+    command.leave(main())

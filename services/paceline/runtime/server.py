@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from paceline.runtime.status import RETRY_AFTER_KEY, status_of
 from paceline.speculation.errors import Overloaded, PacelineError
 
 log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 STOP_GRACE_S = 5.0
@@ -35,7 +38,7 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+async def abort(context: Context, error: Exception) -> None:
     """End a call with the status of an error; a bug is logged with its traceback and told without it."""
     status = status_of(error)
     if not isinstance(error, PacelineError):
@@ -45,6 +48,15 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     if isinstance(error, Overloaded):
         trailing = ((RETRY_AFTER_KEY, str(int(error.retry_after_s * 1000))),)
     await context.abort(status.code, str(error)[:MAX_DETAILS_CHARS], trailing)
+
+
+@contextlib.asynccontextmanager
+async def told(context: Context) -> AsyncIterator[None]:
+    """Whatever goes wrong inside is told to the caller as a status; bugs are logged, and told as INTERNAL."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # abort logs what isn't an error of ours
+        await abort(context, error)
 
 
 class WorkerServer:

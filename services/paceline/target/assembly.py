@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
 from paceline.runtime import text
+from paceline.runtime.command import Progress
 from paceline.runtime.config import TargetConfig
 from paceline.runtime.server import MAX_MESSAGE_BYTES
 from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
@@ -13,8 +12,6 @@ from paceline.target.sessions import Limits
 from paceline.target.verifier import Verifier
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import target_pb2 as pb
-
-Progress = Callable[[str], None]
 
 
 def load(config: TargetConfig, progress: Progress) -> LoadedEngine:
