@@ -88,7 +88,9 @@ def report(name: str, got: list[Answer], expected: list[Answer]) -> int:
 async def between_settings(arguments: Namespace) -> bool:
     """Part (b)."""
     texts = mixed(arguments.setting_prompts)
-    spec = ClusterSpec(model=arguments.model, dtype="bfloat16", threads=arguments.threads)
+    spec = ClusterSpec(
+        model=arguments.model, draft_model=arguments.draft_model, dtype="bfloat16", threads=arguments.threads
+    )
     total = tokens = 0
     async with cluster(spec, **PATIENT) as router:
         for kind, options in SAMPLINGS.items():
@@ -105,6 +107,8 @@ async def between_settings(arguments: Namespace) -> bool:
 
 def main() -> int:
     options = parser(__doc__)
+    # A drafter that is right about half the time exercises acceptance and rejection alike; speed is no matter here.
+    options.add_argument("--draft-model", default="demo@layers=27", help="of the model drafter (default: %(default)s)")
     options.add_argument("--prompts", type=int, default=40, help="prompts of part (a) (default: 40)")
     options.add_argument("--tokens", type=int, default=96, help="tokens of part (a) (default: 96)")
     options.add_argument("--setting-prompts", type=int, default=12, help="prompts of part (b) (default: 12)")
