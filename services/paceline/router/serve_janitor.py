@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -23,18 +24,19 @@ POLL_S = 0.05
 
 def main(folder: str) -> None:
     """Detach, wait for the end of standard input, sweep."""
+    host = os.getppid()
     if os.fork():  # no child of the host: whoever kills a whole tree of processes must not take the janitor, too
         os._exit(0)
     os.setsid()
     sys.stdin.buffer.read()
-    sweep(folder)
+    sweep(folder, host)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: str) -> None:
-    """Kill every process marked with the folder, and those they started meanwhile, for SWEEP_S seconds at most."""
+def sweep(folder: str, host: int) -> None:
+    """Kill every process of the folder but the host, and those they start meanwhile, for SWEEP_S seconds at most."""
     deadline = time.monotonic() + SWEEP_S
-    while (found := list(_marked(folder))) and time.monotonic() < deadline:
+    while (found := [pid for pid in _marked(folder) if pid not in {host, os.getpid()}]) and time.monotonic() < deadline:
         for pid in found:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -45,13 +47,35 @@ def sweep(folder: str) -> None:
 
 def _marked(folder: str) -> Iterator[int]:
     mark = f"{MARK}={folder}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
+        if _inherited(process, mark) or _writes(process, f"{folder}/"):
+            yield int(process.name)
+
+
+def _inherited(process: Path, mark: bytes) -> bool:
+    try:
+        return mark in (process / "environ").read_bytes().split(b"\0")  # empty for one that is dead, not waited for
+    except OSError:
+        return False
+
+
+def _writes(process: Path, folder: str) -> bool:
+    """Whether a process has a file open there for writing, as all of Ray's have: their logs.
+
+    The mark is not enough: Ray's agents write their title over their command line, and sometimes it reaches as far as
+    their environment.
+    """
+    try:
+        links = list((process / "fd").iterdir())
+    except OSError:
+        return False
+    for link in links:
         try:
-            environment = (entry / "environ").read_bytes()  # empty for one that is dead and not yet waited for
-        except OSError:
+            if link.lstat().st_mode & stat.S_IWUSR and os.readlink(link).startswith(folder):
+                return True
+        except OSError:  # closed meanwhile
             continue
-        if mark in environment.split(b"\0") and int(entry.name) != os.getpid():
-            yield int(entry.name)
+    return False
 
 
 if __name__ == "__main__":
