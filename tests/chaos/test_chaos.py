@@ -19,8 +19,8 @@ from tests.e2e.hosting import KILLABLE, Hosted, hosting, kill_process, on_failur
 pytestmark = [pytest.mark.chaos, pytest.mark.model]
 
 SEED = 20_261_122
-WINDOW_S = 20.0
-DRAFT_KILLS = 4
+WINDOW_S = 15.0
+DRAFT_KILLS = 3
 TOKENS = 48
 CLIENTS = 8
 ENDS_S = 120.0
