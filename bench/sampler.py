@@ -65,7 +65,6 @@ def main() -> int:
     logits = real_logits(engine, TextCodec(loaded.tokenizer_files), 64)
     plan = step_of(engine, 16, 128)
     print(f"{engine.info.model_id}, {logits.dtype}, vocabulary {logits.shape[1]}, milliseconds: median (min–max)")
-    met = True
     for name, params in OPTIONS.items():
         for count in (1, 16, 64):
             rows = [Row(params, position) for position in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,7 @@ class Held:
     tokens: list[int]
 
 
-class Scripted:
+class Scripted(ABC):
     """What both kinds share: a server on a port of its own, sessions, a log of what came."""
 
     def __init__(self, incarnation: str) -> None:
@@ -79,8 +80,9 @@ class Scripted:
         await self.server.start()
         return self.address
 
+    @abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
-        raise NotImplementedError
+        """Add the servicer to the server."""
 
     async def kill(self) -> None:
         if self.server is not None:

@@ -13,7 +13,7 @@ at hand make of this is not taken on trust: ``probe.check_invariance`` runs at e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -139,6 +139,3 @@ def tree_sum(partials: Tensor) -> Tensor:
         paired = partials[:, 0:even:2] + partials[:, 1:even:2]
         partials = torch.cat([paired, partials[:, even:]], 1) if count % 2 else paired
     return partials[:, 0]
-
-
-AttentionFunction = Callable[..., tuple[Tensor, None]]
