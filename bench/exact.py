@@ -13,7 +13,7 @@ import itertools
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from paceline.router.requests import SamplingRequest
 from paceline.runtime.cluster_spec import ClusterSpec
@@ -21,6 +21,7 @@ from paceline.speculation.params import SpeculationParams
 
 from bench.arguments import mixed, parser
 from bench.harness import OFF, Answer, answers, cluster, fixed
+from bench.progress import progress
 from bench.reference import Reference
 
 TIE = 1e-3
@@ -35,17 +36,24 @@ def first_difference(ours: Sequence[int], reference: Sequence[int]) -> int | Non
     return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
 
 
+def references(reference: Reference, ours: Sequence[Answer], tokens: int) -> Iterator[list[int]]:
+    """What transformers says to the same prompts."""
+    with progress("(a) transformers", len(ours)) as done:
+        for answer in ours:
+            yield reference.greedy(answer.prompt_tokens, tokens)[0]
+            done()
+
+
 async def against_reference(arguments: Namespace) -> bool:
     """Part (a)."""
     texts = mixed(arguments.prompts)
     spec = ClusterSpec(model=arguments.model, draft_model="none", dtype="float32", threads=arguments.threads)
     sampling = SamplingRequest(temperature=0.0, max_tokens=arguments.tokens)
     async with cluster(spec, **PATIENT) as router:
-        ours = await answers(router, texts, sampling, fixed("ngram", 6), concurrency=8)
+        ours = await answers(router, texts, sampling, fixed("ngram", 6), concurrency=8, label="(a) ours")
     reference = Reference(arguments.model, "float32", arguments.threads)
     ties = differences = tokens = 0
-    for number, answer in enumerate(ours):
-        expected, _ = reference.greedy(answer.prompt_tokens, arguments.tokens)
+    for number, (answer, expected) in enumerate(zip(ours, references(reference, ours, arguments.tokens), strict=True)):
         tokens += len(expected)
         where = first_difference(answer.tokens, expected)
         if where is None:
@@ -97,7 +105,7 @@ async def between_settings(arguments: Namespace) -> bool:
             sampling = SamplingRequest(max_tokens=arguments.setting_tokens, **options)  # type: ignore[arg-type]
             expected: list[Answer] = []
             for name, speculation, together in settings():
-                got = await answers(router, texts, sampling, speculation, concurrency=together)
+                got = await answers(router, texts, sampling, speculation, concurrency=together, label=name)
                 expected = expected or got
                 total += report(f"{kind}, {name}", got, expected)
                 tokens += sum(len(answer.tokens) for answer in got)

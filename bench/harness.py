@@ -16,6 +16,8 @@ from paceline.runtime.config import RouterConfig
 from paceline.speculation.messages import RoundStats, TokenSource
 from paceline.speculation.params import SpeculationMode, SpeculationParams
 
+from bench.progress import Step, progress
+
 OFF = SpeculationParams(mode=SpeculationMode.OFF)
 
 
@@ -78,13 +80,17 @@ async def answers(
     speculation: SpeculationParams,
     *,
     concurrency: int = 1,
+    label: str = "",
 ) -> list[Answer]:
     """Answer chat prompts, ``concurrency`` at a time, in the order of the prompts."""
     places = asyncio.Semaphore(concurrency)
 
-    async def one(text: str) -> Answer:
+    async def one(text: str, done: Step) -> Answer:
         async with places:
             messages = (("user", text),)
-            return await answer(router, Request(messages=messages, sampling=sampling, speculation=speculation))
+            out = await answer(router, Request(messages=messages, sampling=sampling, speculation=speculation))
+            done()
+            return out
 
-    return list(await asyncio.gather(*(one(text) for text in texts)))
+    with progress(label or "answers", len(texts)) as done:
+        return list(await asyncio.gather(*(one(text, done) for text in texts)))

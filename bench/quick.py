@@ -21,13 +21,15 @@ from paceline_client import AsyncClient, Generation, Speculation
 
 from bench import stats
 from bench.arguments import parser, prompts
-from bench.reference import Reference
+from bench.in_process import InProcess
 
 WAYS = {
     "plain": Speculation(mode="off"),
     "ngram": Speculation(mode="fixed", max_draft_tokens=6, drafter="ngram"),
     "model": Speculation(mode="fixed", max_draft_tokens=3, drafter="model"),
 }
+HUGGING_FACE = {"HF generate": {}, "HF prompt lookup": {"prompt_lookup_num_tokens": 6}}
+ALONE = "engine step"  # of one row, with no cluster around it
 SESSIONS = 16
 SESSIONS_PER_MESSAGE_BAR = 8
 
@@ -55,20 +57,21 @@ async def generate(client: AsyncClient, text: str, speculation: Speculation, tok
     return Run(loop.time() - started, out.usage.completion_tokens, out.speculation.rounds, out)
 
 
-async def one_prompt(client: AsyncClient, reference: Reference, text: str, tokens: int) -> dict[str, Run]:
-    """The five ways in turn."""
+async def one_prompt(client: AsyncClient, rivals: InProcess, text: str, tokens: int) -> dict[str, Run]:
+    """The five ways in turn, and one step of the engine alone."""
     runs = {name: await generate(client, text, way, tokens) for name, way in WAYS.items()}
     generation = runs["plain"].generation
     assert generation is not None
     prompt = generation.started.prompt_token_ids
-    for name, options in (("HF generate", {}), ("HF prompt lookup", {"prompt_lookup_num_tokens": 6})):
-        ids, seconds = await asyncio.to_thread(reference.greedy, prompt, tokens, **options)
+    for name, options in HUGGING_FACE.items():
+        ids, seconds = await rivals.greedy(prompt, tokens, **options)
         runs[name] = Run(seconds, len(ids))
+    runs[ALONE] = Run(await rivals.step_seconds(prompt), 1)
     return runs
 
 
 def show_speeds(kind: str, results: Sequence[dict[str, Run]]) -> None:
-    for name in results[0]:
+    for name in (*WAYS, *HUGGING_FACE):
         runs = [result[name] for result in results]
         line = f"{kind:11} {name:17} tokens/s {stats.spread([run.speed for run in runs]):22}"
         generations = [run.generation for run in runs if run.generation is not None]
@@ -115,6 +118,22 @@ def show_round(results: Sequence[dict[str, Run]]) -> None:
         )
 
 
+def show_step(results: Sequence[dict[str, Run]]) -> None:
+    """A target step in its service, prefill included, beside one of the engine alone."""
+    alone = [result[ALONE].seconds for result in results]
+    served = []
+    for result in results:
+        out = result["plain"].generation
+        assert out is not None
+        waited = out.speculation.verify_wait_us - out.speculation.network_us
+        served.append(waited / 1e6 / out.speculation.rounds)
+    millis = [1e3 * seconds for seconds in alone]
+    print(
+        f"a step of one row takes {stats.spread(millis)} ms in the engine alone; in the target verifier "
+        f"{stats.ratio(served, alone)} times that, the prompt's steps included"
+    )
+
+
 def links(status: object) -> Iterator[dict[str, float]]:
     """Every object in a status that counts messages."""
     if isinstance(status, dict):
@@ -155,17 +174,18 @@ async def together(cluster: LocalCluster, client: AsyncClient, texts: Sequence[s
 
 async def measure(tokens: int, per_kind: int, model: str, threads: int) -> bool:
     spec = ClusterSpec(model=model, threads=threads, settings=("router.draft_deadline_ms=1000",))
-    reference = Reference(model, "bfloat16", threads)
+    rivals = await InProcess.load(model, threads)
     async with LocalCluster(spec) as cluster, AsyncClient(cluster.grpc_address) as client:
         everything = []
         kinds = {kind: texts[:per_kind] for kind, texts in prompts().items()}
-        await one_prompt(client, reference, "Hello!", 16)  # warm-up of all five
+        await one_prompt(client, rivals, "Hello!", 16)  # warm-up of all five
         for kind, texts in kinds.items():
-            results = [await one_prompt(client, reference, text, tokens) for text in texts]
+            results = [await one_prompt(client, rivals, text, tokens) for text in texts]
             show_speeds(kind, results)
             everything += results
         show_ratios(everything)
         show_round(everything)
+        show_step(everything)
         texts = [text for rows in zip(*prompts().values(), strict=True) for text in rows][:SESSIONS]
         per_message = await together(cluster, client, texts, tokens)
     met = per_message >= SESSIONS_PER_MESSAGE_BAR

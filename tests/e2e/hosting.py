@@ -106,11 +106,18 @@ class Hosted:
             if name != "router":
                 await self.until_ready(name)
 
-        async def whole() -> bool:
-            told = await self.statuses()
-            return all(worker["up"] for status in told.values() for worker in status["stats"]["workers"])
+        down: list[str] = []
 
-        await until(whole, BACK_S, "every replica to have every worker", self.tails)
+        async def whole() -> bool:
+            down[:] = [
+                f"{worker['address']} is down for replica {pid}: {worker['error']}"
+                for pid, status in (await self.statuses()).items()
+                for worker in status["stats"]["workers"]
+                if not worker["up"]
+            ]
+            return not down
+
+        await until(whole, BACK_S, "every replica to have every worker", lambda: "\n".join([*down, self.tails()]))
 
     async def until_idle(self, timeout_s: float) -> float:
         """Wait until no replica holds an answer or a session; returns the seconds it took."""

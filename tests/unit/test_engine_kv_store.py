@@ -96,7 +96,12 @@ def test_new_pages_are_zero_and_page_zero_is_nobodys() -> None:
     store.keys[0][PAGE:] = torch.inf
     table.free("a")
     assert store.reserve("b", 2 * PAGE)
+    assert store.keys[0].any()  # whoever reserves computes nothing
+    store.clear()
     assert not store.keys[0].any()
+    store.keys[0][PAGE:] = 1
+    store.clear()
+    assert store.keys[0][PAGE:].all()  # once is enough: by now the pages are written to
     assert not store.reserve("c", 1)
 
 

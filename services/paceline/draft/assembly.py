@@ -25,6 +25,11 @@ class Offered:
     model: common.ModelDescription
     kv_tokens: int = 0
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether it must run in the thread that made it."""
+        return self.kv_tokens > 0
+
 
 def assemble(config: DraftConfig, progress: Progress) -> list[Offered]:
     """Make the configured drafters; the engine is loaded only if one of them needs it.

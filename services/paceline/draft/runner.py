@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from paceline.draft.lane import Answer, Batch, Outcome
 from paceline.draft.spans import DraftSpan, DraftSpans, RunSpan
 from paceline.draft.worker import DraftWorker
+from paceline.runtime.compute import ComputeThread
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class LaneRunner:
 
     Args:
         drafter: the lane's name.
+        thread: the drafter's own; ``close`` closes it.
         deliver: takes answers as soon as there are any.
         clock: monotonic seconds.
         run_limit_s: a run that takes longer is stuck.
@@ -36,6 +38,7 @@ class LaneRunner:
         self,
         worker: DraftWorker,
         drafter: str,
+        thread: ComputeThread,
         *,
         deliver: Callable[[Iterable[Answer]], None],
         spans: DraftSpans,
@@ -45,7 +48,7 @@ class LaneRunner:
         self.drafter = drafter
         self._worker, self._deliver, self._spans, self._clock = worker, deliver, spans, clock
         self._run_limit_s = run_limit_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"drafter-{drafter}")
+        self._thread = thread
         self._work = asyncio.Event()
         self._failures = 0
 
@@ -55,7 +58,7 @@ class LaneRunner:
 
     def close(self) -> None:
         """Give the thread back; a run under way ends by itself."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def run(self) -> None:
         """Work until cancelled. Raises DrafterFailed after MAX_FAILURES failed runs in a row, or one that is stuck."""
@@ -72,13 +75,8 @@ class LaneRunner:
         start_ns = time.time_ns()
         error: Exception | None = None
         outcome: Outcome | None = None
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, DraftWorker.run, batch, self._clock)
         try:
-            done, _ = await asyncio.wait((future,), timeout=self._run_limit_s)
-            if not done:
-                raise DrafterFailed(f"drafter {self.drafter}: a run took longer than {self._run_limit_s:g} s")
-            outcome = future.result()
+            outcome = await self._compute(batch)
             self._failures = 0
         except Exception as caught:
             log.exception("drafter %s failed on %d sessions", self.drafter, len(batch.asks))
@@ -92,6 +90,12 @@ class LaneRunner:
             raise error
         if error is not None and self._failures >= MAX_FAILURES:
             raise DrafterFailed(f"drafter {self.drafter}: {self._failures} runs in a row failed") from error
+
+    async def _compute(self, batch: Batch) -> Outcome:
+        try:
+            return await self._thread.run(partial(DraftWorker.run, batch, self._clock), limit_s=self._run_limit_s)
+        except TimeoutError as error:
+            raise DrafterFailed(f"drafter {self.drafter}: a run was {error}") from error
 
 
 def _span(batch: Batch, outcome: Outcome | None, start_ns: int, error: Exception | None) -> RunSpan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 
@@ -13,6 +13,7 @@ from paceline.draft.spans import DraftSpans, NoSpans
 from paceline.draft.streams import Streams
 from paceline.draft.worker import DraftWorker
 from paceline.runtime import wire
+from paceline.runtime.compute import ComputeThread
 from paceline.runtime.server import Context, told
 from paceline.runtime.streams import RouterStream
 from paceline.runtime.worker import WorkerService
@@ -32,6 +33,7 @@ class DraftService(WorkerService, DraftServiceServicer):
     Args:
         worker: the sessions; touched by the event loop's thread only.
         description: the answer to Describe.
+        threads: by drafter, those that made them; new ones for drafters that do not mind.
         spans: told of every run.
         clock: monotonic seconds.
     """
@@ -41,15 +43,18 @@ class DraftService(WorkerService, DraftServiceServicer):
         worker: DraftWorker,
         description: pb.DraftDescription,
         *,
+        threads: Mapping[str, ComputeThread] | None = None,
         spans: DraftSpans | None = None,
         clock: Callable[[], float] = time.monotonic,
         run_limit_s: float = RUN_LIMIT_S,
     ) -> None:
         streams = Streams()
+        threads = threads or {}
         lanes = [
             LaneRunner(
                 worker,
                 name,
+                threads.get(name) or ComputeThread(f"drafter-{name}"),
                 deliver=streams.deliver,
                 spans=spans or NoSpans(),
                 clock=clock,

@@ -1,7 +1,9 @@
 """The engine seam: a step is a pure plan, run as one ragged forward pass for many sessions at once.
 
 An engine owns weights and KV state and nothing else. It does not know about rounds, drafts or stops; a verifier and
-a model drafter drive it with the same plans. ``step`` blocks and must be called from one thread at a time.
+a model drafter drive it with the same plans. ``step`` blocks and always runs in the thread that loaded the engine
+(see runtime.compute); ``reserve`` and ``free`` are bookkeeping, and may be called from another thread meanwhile for
+sessions that are not in the step.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Page 0 belongs to nobody and stays zero: it stands in wherever a page index has 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -138,21 +139,28 @@ class KVStore:
         self.keys = [store(shape.kv_heads * shape.key_dim) for shape in shapes]
         self.values = [store(shape.kv_heads * shape.value_dim) for shape in shapes]
         self._table = table
+        self._stale: deque[int] = deque()  # handed out, not yet zeroed; append and popleft are atomic
 
     def reserve(self, session_id: str, max_len: int) -> bool:
-        """Pages for a session, zeroed.
+        """Pages for a session; they are zeroed by ``clear``. Pure bookkeeping: any thread may call it."""
+        fresh = self._table.reserve(session_id, max_len)
+        if fresh is None:
+            return False
+        self._stale.extend(fresh)
+        return True
+
+    def clear(self) -> None:
+        """Zero the pages handed out since the last step; to be called before a step, in the engine's thread.
 
         Masked positions take part in products with weight 0: a former owner's inf or NaN would come through, and one
         session's bits would depend on another's past.
         """
-        fresh = self._table.reserve(session_id, max_len)
-        if fresh is None:
-            return False
-        if fresh:
-            index = torch.tensor(fresh, device=self.keys[0].device)
-            for tensor in (*self.keys, *self.values):
-                tensor.view(-1, PAGE * tensor.shape[1]).index_fill_(0, index, 0)
-        return True
+        fresh = [self._stale.popleft() for _ in range(len(self._stale))]
+        if not fresh:
+            return
+        index = torch.tensor(fresh, device=self.keys[0].device)
+        for tensor in (*self.keys, *self.values):
+            tensor.view(-1, PAGE * tensor.shape[1]).index_fill_(0, index, 0)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store rows. slots: int64 [n]; key: [n, kv_heads, key_dim]; value: [n, kv_heads, value_dim]."""

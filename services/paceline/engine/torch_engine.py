@@ -143,6 +143,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
         table.begin(plan)
+        store.clear()
         batch = self._layout.lay_out(plan, table)
         arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
         with attention.attending(attention.StepAttention(batch, store)):

@@ -56,6 +56,7 @@ class WorkerState:
     address: str
     side: str  # target or draft
     up: bool
+    error: str  # what it is down for; empty while it is up
     sessions: int
     breaker: str  # of draft workers; empty for targets
     cohorts: int  # of targets; 0 for draft workers

@@ -217,10 +217,12 @@ class Driver:
         draft = registry.drafts.get(address) if side is Side.DRAFT else None
         known = draft or (registry.targets.get(address) if side is Side.TARGET else None)
         cohorts = self._dispatcher.cohorts.get(address) if side is Side.TARGET else None
+        up = known is not None and known.up
         return WorkerState(
             address=address,
             side=side.value,
-            up=known is not None and known.up,
+            up=up,
+            error="" if up else link.last_error,
             sessions=len(known.sessions) if known else 0,
             breaker=draft.breaker.state.value if draft else "",
             cohorts=cohorts.count if cohorts is not None else 0,

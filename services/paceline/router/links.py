@@ -36,6 +36,8 @@ WRITE_TIMEOUT_S = 10.0
 RELEASE_TIMEOUT_S = 5.0
 MAX_OUTBOX = 8192  # tasks; more means that the worker stopped reading
 MESSAGE_BYTES = MAX_MESSAGE_BYTES // 4
+# InvalidStateError: grpc.aio's answer to a write after the call has ended, before the reader has heard of it.
+_LOST = (asyncio.InvalidStateError, grpc.aio.BaseError, OSError, TimeoutError)
 
 Info = TargetInfo | DraftInfo
 Task = DraftTask | VerifyTask
@@ -112,7 +114,6 @@ class Link(Generic[TaskT]):
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._keep_connected())
-        self._task.add_done_callback(_log_bug)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -161,8 +162,10 @@ class Link(Generic[TaskT]):
                     await self._serve(channel)
             except grpc.aio.AioRpcError as error:
                 self.last_error = f"{error.code().name}: {error.details()}"
-            except (PacelineError, ValueError, AssertionError, OSError, TimeoutError) as error:
+            except Exception as error:  # whatever it was, a link that nobody keeps up would stay down for good
                 self.last_error = str(error) or repr(error)
+                if not isinstance(error, (PacelineError, *_LOST)):
+                    log.exception("%s worker %s: a bug", self._dialect.side.value, self.address)
             log.info("%s worker %s: %s", self._dialect.side.value, self.address, self.last_error)
             pause = FIRST_PAUSE_S if loop.time() - began >= STEADY_S else min(self._retry_max_s, pause * 2)
             await asyncio.sleep(pause * (0.5 + self._rng.random() / 2))
@@ -183,7 +186,8 @@ class Link(Generic[TaskT]):
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self.last_error = "given up"
             for task in done:
-                task.result()
+                if not task.cancelled():  # grpc cancels a reader when the writer gave the call up
+                    task.result()
         finally:
             self._stub = None
             self._outbox.clear()
@@ -231,11 +235,6 @@ class Link(Generic[TaskT]):
             self.counters.messages_received += 1
             self.counters.bytes_received += message.ByteSize()
             self.counters.sessions_received += self._dialect.receive(self.address, message, start)
-
-
-def _log_bug(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a bug: %r", error, exc_info=error)
 
 
 def error_of(error: grpc.aio.AioRpcError) -> PacelineError:

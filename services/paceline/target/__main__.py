@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
-from paceline.engine.loading import LoadedEngine
 from paceline.runtime import command
 from paceline.runtime.command import Progress
+from paceline.runtime.compute import ComputeThread
 from paceline.runtime.config import TargetConfig
 from paceline.runtime.server import WorkerServer
 from paceline.runtime.worker import run, serve_until_stopped
@@ -21,23 +22,23 @@ DESCRIPTION = "A target verifier: checks draft tokens of many sessions at once a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a target verifier until SIGTERM or SIGINT; returns the exit code."""
-    return run(
-        "target",
-        DESCRIPTION,
-        TargetConfig,
-        lambda config, progress: serve(config, load(config, progress), progress),
-        arguments,
-    )
+    return run("target", DESCRIPTION, TargetConfig, serve, arguments)
 
 
-async def serve(config: TargetConfig, loaded: LoadedEngine, progress: Progress) -> int:
-    """Serve until stopped (0) or until the engine cannot be relied on any more (1). Raises OSError: port taken."""
+async def serve(config: TargetConfig, progress: Progress) -> int:
+    """Load and serve until stopped (0) or until the engine cannot be relied on any more (1).
+
+    Raises what ``load`` raises, and OSError: port taken.
+    """
+    thread = ComputeThread("engine")
+    loaded = await thread.run(partial(load, config, progress))
     incarnation = uuid.uuid4().hex
     verifier = verifier_for(config, loaded, incarnation)
     tracing = setup(config.telemetry, "target", incarnation)
     description = describe(verifier, loaded)
     progress(f"{verifier.info.model_id}: {verifier.info.kv_tokens} KV tokens, {config.step_tokens} tokens a step")
-    service = TargetService(verifier, loaded.engine, description, loaded.tokenizer_files, spans=TargetSpans(tracing))
+    spans = TargetSpans(tracing)
+    service = TargetService(verifier, loaded.engine, description, loaded.tokenizer_files, thread=thread, spans=spans)
     server = WorkerServer(config.host, config.port, services=(SERVICE_NAME,), add=add_to(service))
     return await serve_until_stopped("target", server, service, verifier.info.model_id, tracing.shutdown)
 

@@ -10,6 +10,7 @@ import grpc
 
 from paceline.engine.interface import Engine
 from paceline.runtime import wire
+from paceline.runtime.compute import ComputeThread
 from paceline.runtime.server import Context, told
 from paceline.runtime.streams import RouterStream
 from paceline.runtime.worker import HOUSEKEEPING_S, WorkerService
@@ -34,9 +35,10 @@ class TargetService(WorkerService, TargetServiceServicer):
 
     Args:
         verifier: touched by the event loop's thread only.
-        engine: its ``step`` runs in a thread of its own.
+        engine: its ``step`` runs in ``thread``.
         description: the answer to Describe.
         files: the tokenizer's, name -> content.
+        thread: the one that loaded the engine; a new one for engines that do not mind.
         spans: told of every step.
         clock: monotonic seconds.
     """
@@ -48,6 +50,7 @@ class TargetService(WorkerService, TargetServiceServicer):
         description: pb.TargetDescription,
         files: Mapping[str, bytes],
         *,
+        thread: ComputeThread | None = None,
         spans: Spans | None = None,
         clock: Callable[[], float] = time.monotonic,
         step_limit_s: float = STEP_LIMIT_S,
@@ -57,6 +60,7 @@ class TargetService(WorkerService, TargetServiceServicer):
         steps = StepLoop(
             verifier,
             engine,
+            thread or ComputeThread("engine"),
             deliver=streams.deliver,
             spans=spans or NoSpans(),
             clock=clock,

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from paceline.engine.interface import Engine, StepPlan, StepResult
+from paceline.runtime.compute import ComputeThread
 from paceline.speculation.messages import StepReport, VerifyResult
 from paceline.target.spans import Spans, StepSpan
 from paceline.target.verifier import Served, Verifier
@@ -29,6 +30,7 @@ class StepLoop:
     """Plan, run, complete, deliver; then wait for the next wake-up.
 
     Args:
+        thread: the engine's own; ``close`` closes it.
         deliver: takes a step's answers by router.
         clock: monotonic seconds.
         step_limit_s: a step that takes longer is stuck.
@@ -38,16 +40,16 @@ class StepLoop:
         self,
         verifier: Verifier,
         engine: Engine,
+        thread: ComputeThread,
         *,
         deliver: Deliver,
         spans: Spans,
         clock: Callable[[], float],
         step_limit_s: float = STEP_LIMIT_S,
     ) -> None:
-        self._verifier, self._engine = verifier, engine
+        self._verifier, self._engine, self._thread = verifier, engine, thread
         self._deliver, self._spans, self._clock = deliver, spans, clock
         self._step_limit_s = step_limit_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._work = asyncio.Event()
         self._failures = 0
 
@@ -57,7 +59,7 @@ class StepLoop:
 
     def close(self) -> None:
         """Give the thread back; a step under way ends by itself."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def run(self) -> None:
         """Work until cancelled. Raises EngineFailed after MAX_FAILURES failed steps in a row, or one that is stuck."""
@@ -87,11 +89,10 @@ class StepLoop:
             self._tell(plan, self._verifier.complete(plan, result, self._clock()), start_ns, result.duration_s)
 
     async def _compute(self, plan: StepPlan) -> StepResult:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, plan)
-        done, _ = await asyncio.wait((future,), timeout=self._step_limit_s)
-        if not done:
-            raise EngineFailed(f"step {plan.step_id} takes longer than {self._step_limit_s:g} s")
-        return future.result()
+        try:
+            return await self._thread.run(partial(self._engine.step, plan), limit_s=self._step_limit_s)
+        except TimeoutError as error:
+            raise EngineFailed(f"step {plan.step_id}: {error}") from error
 
     def _tell(
         self, plan: StepPlan, served: Sequence[Served], start_ns: int, duration_s: float, error: str = ""
