@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -23,8 +25,10 @@ from paceline.speculation.messages import (
     Resync,
     ResyncReason,
     SessionOpen,
+    SparseDistribution,
     StepReport,
     Timing,
+    TokenLogprobs,
     TokenSource,
     Trace,
     Verdict,
@@ -83,13 +87,32 @@ def openings(draw: st.DrawFn) -> SessionOpen:
     )
 
 
+floats32 = st.floats(0, 1, width=32)  # the wire's precision
+
+
+@st.composite
+def distributions(draw: st.DrawFn, token: int) -> SparseDistribution:
+    """Of some tokens, the given one among them, all equally likely."""
+    ids = tuple(draw(st.sets(u32, max_size=3)) | {token})
+    share = float(np.float32(1 / len(ids)))
+    return SparseDistribution(ids, (share,) * len(ids))
+
+
+@st.composite
+def logprobs(draw: st.DrawFn) -> TokenLogprobs:
+    top = draw(st.lists(st.tuples(u32, floats32), max_size=3))
+    return TokenLogprobs(
+        -draw(floats32), draw(u32), tuple(token for token, _ in top), tuple(-value for _, value in top)
+    )
+
+
 @st.composite
 def proposals(draw: st.DrawFn) -> Proposal:
     ids = draw(tokens)
     sure = draw(st.booleans())
-    value = st.floats(0, 1, width=32)  # the wire's precision
-    confidence = draw(st.lists(value, min_size=len(ids), max_size=len(ids)).map(tuple)) if sure else ()
-    return Proposal(ids, draw(names), draw(names), confidence)
+    confidence = draw(st.lists(floats32, min_size=len(ids), max_size=len(ids)).map(tuple)) if sure else ()
+    drawn_from = tuple(draw(distributions(token)) for token in ids) if draw(st.booleans()) else ()
+    return Proposal(ids, draw(names), draw(names), confidence, drawn_from)
 
 
 @st.composite
@@ -105,13 +128,16 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         draw(names),
         draw(st.none() | finishes),
         draw(names),
+        tuple(draw(logprobs()) for _ in ids) if draw(st.booleans()) else (),
+        tuple(draw(st.lists(logprobs(), max_size=3))),
+        draw(st.booleans()),
     )
 
 
 draft_tasks = st.builds(DraftTask, fences, tokens, u32, u32, u64, traces)
 draft_results = st.builds(DraftResult, fences, proposals() | resyncs, timings)
 # Confidences stay with the router, which decided with them what to send.
-sent = proposals().map(lambda proposal: Proposal(proposal.tokens, proposal.drafter, proposal.proposer_model_id))
+sent = proposals().map(lambda proposal: replace(proposal, confidence=()))
 verify_tasks = st.builds(VerifyTask, fences, sent, traces)
 verify_results = st.builds(VerifyResult, fences, verdicts() | resyncs, timings)
 
@@ -147,7 +173,8 @@ def test_a_noun_survives_the_wire(
 def test_every_pair_is_tested() -> None:
     pairs = {name[3:] for name in vars(wire) if name.startswith("to_")}
     assert pairs == {name[5:] for name in vars(wire) if name.startswith("from_")}
-    assert pairs - {"trace"} == {str(pair.id) for pair in PAIRS}
+    inside = {"trace", "grammar", "distributions", "logprobs"}  # tested as parts of the others
+    assert pairs - inside == {str(pair.id) for pair in PAIRS}
 
 
 @given(st.builds(Trace, st.text(min_size=1), names))

@@ -2,129 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from paceline.engine.interface import StepPlan, StepResult
 from paceline.runtime import wire
-from paceline.runtime.server import WorkerServer
-from paceline.speculation.errors import InvalidRequest, Overloaded
 from paceline.speculation.messages import (
     Resync,
     ResyncReason,
-    SessionOpen,
     StepReport,
     TokenSource,
     Verdict,
-    VerifyResult,
-    VerifyTask,
 )
-from paceline.target.service import FILE_CHUNK_BYTES, SERVICE_NAME, TargetService, add_to
-from paceline.target.spans import StepSpan
-from paceline.target.streams import RouterStream, Streams
-from paceline.target.verifier import Verifier
+from paceline.target.service import FILE_CHUNK_BYTES, SERVICE_NAME
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import target_pb2 as pb
-from paceline.v1.target_pb2_grpc import TargetServiceStub
 
-from tests.unit.target_kit import STEP_S, ScriptedEngine, make_verifier, opening, plain, task
-
-FILES = {"tokenizer.json": b"{}" * FILE_CHUNK_BYTES, "empty.txt": b""}
-
-
-@dataclass
-class GatedEngine(ScriptedEngine):
-    """Waits in its thread until the gate opens."""
-
-    gate: threading.Event = field(default_factory=threading.Event)
-    entered: int = 0
-
-    def step(self, plan: StepPlan) -> StepResult:
-        self.entered += 1
-        assert self.gate.wait(10)
-        return super().step(plan)
-
-
-class RecordedSpans:
-    def __init__(self) -> None:
-        self.steps: list[StepSpan] = []
-
-    def verify_step(self, span: StepSpan) -> None:
-        self.steps.append(span)
-
-
-@dataclass
-class Served:
-    """A served verifier and a channel to it."""
-
-    verifier: Verifier
-    engine: ScriptedEngine
-    service: TargetService
-    channel: grpc.aio.Channel
-
-    def __post_init__(self) -> None:
-        self.stub: Any = TargetServiceStub(self.channel)  # type: ignore[no-untyped-call]
-
-    async def open(self, *sources: SessionOpen) -> None:
-        for source in sources:
-            opened = await self.stub.Open(wire.to_open(source), timeout=5)
-            assert (opened.incarnation, opened.model_id) == ("inc-1", "scripted")
-
-    def rounds(self) -> Any:
-        return self.stub.Rounds(timeout=20)
-
-
-@contextlib.asynccontextmanager
-async def served(engine: ScriptedEngine | None = None, *, limits: Any = None, **options: Any) -> AsyncIterator[Served]:
-    verifier, engine = make_verifier(engine, **(limits or {}))
-    service = TargetService(verifier, engine, pb.TargetDescription(incarnation="inc-1"), FILES, **options)
-    server = WorkerServer("127.0.0.1", 0, services=(SERVICE_NAME,), add=add_to(service))
-    port = await server.start()
-    service.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(verifier, engine, service, channel)
-    finally:
-        await service.stop()
-        await server.stop(0)
-
-
-def batch(*tasks: VerifyTask, router: str = "r1") -> pb.VerifyBatch:
-    return pb.VerifyBatch(router_id=router, tasks=[wire.to_verify_task(each) for each in tasks])
-
-
-async def read(stream: Any) -> tuple[list[VerifyResult], StepReport]:
-    message = await asyncio.wait_for(stream.read(), 10)
-    assert message is not grpc.aio.EOF
-    return [wire.from_verify_result(result) for result in message.results], wire.from_step(message.step)
-
-
-async def eventually(condition: Any) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
-
-
-def tokens_of(result: VerifyResult) -> tuple[int, ...]:
-    assert isinstance(result.outcome, Verdict), result
-    return result.outcome.tokens
-
-
-async def code_of(call: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(call, 10)
-    code: grpc.StatusCode = caught.value.code()
-    return code
+from tests.unit.target_kit import STEP_S, ScriptedEngine, opening, plain, task
+from tests.unit.target_service_kit import (
+    GatedEngine,
+    RecordedSpans,
+    batch,
+    code_of,
+    eventually,
+    read,
+    served,
+    tokens_of,
+)
 
 
 async def test_sixteen_sessions_in_one_message_share_a_step_and_an_answer() -> None:
@@ -204,70 +109,6 @@ async def test_repetitions_and_resyncs_are_answered_without_a_step() -> None:
         assert len(target.engine.plans) == 1
 
 
-async def test_a_broken_round_does_not_harm_those_beside_it() -> None:
-    source = opening()
-    broken = pb.VerifyTask(fence=common.Fence(session_id="s1", round_id=7, prefix_digest=b"short"))
-    async with served() as target:
-        await target.open(source)
-        stream = target.rounds()
-        await stream.write(pb.VerifyBatch(router_id="r1", tasks=[broken, wire.to_verify_task(task(source))]))
-        message = await asyncio.wait_for(stream.read(), 10)
-        assert message.results[0].fence == broken.fence
-        assert message.results[0].resync.reason == common.Resync.REASON_UNKNOWN_SESSION
-        ((result,), _) = await read(stream)
-        assert tokens_of(result) == plain(source)[0][:1]
-
-
-async def test_the_end_of_a_stream_releases_its_routers_sessions() -> None:
-    mine, other = opening("mine"), opening("other", router_id="r2")
-    async with served() as target:
-        await target.open(mine, other)
-        stream = target.rounds()
-        await stream.write(batch(task(mine)))
-        await read(stream)
-        await stream.done_writing()
-        await eventually(lambda: target.verifier.sessions == 1)
-        assert set(target.engine.held) == {"other"}
-
-
-async def test_a_cancelled_stream_releases_sessions_in_a_step() -> None:
-    engine = GatedEngine()
-    async with served(engine) as target:
-        await target.open(opening())
-        stream = target.rounds()
-        await stream.write(batch(task(opening())))
-        await eventually(lambda: engine.entered)
-        stream.cancel()
-        await eventually(lambda: target.verifier.sessions == 0)
-        engine.gate.set()
-        await eventually(lambda: not target.engine.held)
-        target.verifier.check_integrity()
-
-
-async def test_a_router_that_reconnected_keeps_its_sessions_when_the_old_stream_ends() -> None:
-    source = opening()
-    async with served() as target:
-        await target.open(source)
-        old, new = target.rounds(), target.rounds()
-        await old.write(batch())
-        await new.write(batch(task(source)))
-        ((first,), _) = await read(new)
-        old.cancel()
-        await asyncio.sleep(0.1)
-        await new.write(batch(task(source, tokens_of(first), round_id=2)))
-        ((result,), _) = await read(new)
-        assert tokens_of(result) == plain(source)[0][1:2]
-
-
-@pytest.mark.parametrize("ids", [("",), ("r1", "r2")])
-async def test_a_stream_belongs_to_one_router(ids: tuple[str, ...]) -> None:
-    async with served() as target:
-        stream = target.rounds()
-        for router in ids:
-            await stream.write(batch(router=router))
-        assert await code_of(anext(aiter(stream))) is grpc.StatusCode.INVALID_ARGUMENT
-
-
 async def test_refusals_have_their_status() -> None:
     async with served(ScriptedEngine(kv_tokens=40), limits={"max_sessions": 2}) as target:
         await target.open(opening("s1", lease_epoch=5))
@@ -295,46 +136,6 @@ async def test_the_tokenizer_comes_in_pieces() -> None:
     ]
 
 
-async def test_a_failed_step_makes_routers_open_again_and_the_answer_goes_on() -> None:
-    source, spans = opening(), RecordedSpans()
-    async with served(ScriptedEngine(failures=2), spans=spans) as target:
-        stream = target.rounds()
-        for _ in range(2):
-            await target.open(source)
-            await stream.write(batch(task(source)))
-            ((result,), step) = await read(stream)
-            assert result.outcome == Resync(ResyncReason.UNKNOWN_SESSION)
-        assert step.sessions == 1
-        await target.open(source)
-        await stream.write(batch(task(source)))
-        assert tokens_of((await read(stream))[0][0]) == plain(source)[0][:1]
-        assert not target.service.failed.is_set()
-    assert [bool(span.error) for span in spans.steps] == [True, True, False]
-
-
-async def test_three_failed_steps_in_a_row_are_the_end() -> None:
-    source = opening()
-    async with served(ScriptedEngine(failures=3)) as target:
-        stream = target.rounds()
-        for _ in range(3):
-            await target.open(source)
-            await stream.write(batch(task(source)))
-            await read(stream)
-        await asyncio.wait_for(target.service.failed.wait(), 10)
-
-
-async def test_a_stuck_step_is_the_end() -> None:
-    engine, source = GatedEngine(), opening()
-    async with served(engine, step_limit_s=0.05) as target:
-        await target.open(source)
-        stream = target.rounds()
-        await stream.write(batch(task(source)))
-        ((result,), _) = await read(stream)
-        assert result.outcome == Resync(ResyncReason.UNKNOWN_SESSION)
-        await asyncio.wait_for(target.service.failed.wait(), 10)
-        engine.gate.set()
-
-
 async def test_idle_sessions_expire() -> None:
     async with served(limits={"session_ttl_s": 0.05}, housekeeping_s=0.02) as target:
         await target.open(opening())
@@ -355,21 +156,3 @@ async def test_health_and_reflection_answer() -> None:
         assert SERVICE_NAME in [service.name for service in listed.list_services_response.service]
         described = await target.stub.Describe(common.DescribeRequest(), timeout=5)
         assert described.incarnation == "inc-1"
-
-
-async def test_a_router_that_does_not_read_loses_its_stream() -> None:
-    stream = RouterStream(max_unsent=2)
-    stream.name("r")
-    for _ in range(4):
-        stream.send(pb.VerifyBatchResult())
-    assert isinstance(stream.failure, Overloaded)
-    assert [message async for message in stream] == []
-    with pytest.raises(InvalidRequest, match="router_id: expected r, got 'q'"):
-        stream.name("q")
-
-
-async def test_answers_of_routers_that_are_gone_are_dropped() -> None:
-    streams = Streams()
-    streams.deliver({"gone": []}, StepReport())
-    nameless = streams.add()
-    assert not streams.remove(nameless)

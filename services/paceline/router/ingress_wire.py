@@ -7,7 +7,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from paceline.router.ingress_context import checked_request_id
 from paceline.router.requests import Committed, Completed, Event, Model, Request, Resume, SamplingRequest, Started
-from paceline.runtime.wire import to_finish
+from paceline.runtime.wire import SAMPLING_FIELDS, biases_of, from_grammar, to_finish
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import TokenSource as Source
 from paceline.speculation.messages import Trace
@@ -15,7 +15,6 @@ from paceline.speculation.params import SpeculationMode, SpeculationParams, Veri
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import generation_pb2 as generation
 
-_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
 _MODES = {
     generation.SPECULATION_MODE_UNSPECIFIED: SpeculationMode.AUTO,
     generation.SPECULATION_MODE_AUTO: SpeculationMode.AUTO,
@@ -32,7 +31,7 @@ def refuse_unknown(message: Message, path: str = "") -> None:
         got = f"field number {unknown[0].field_number}"
         raise InvalidRequest(where, expected="only fields of this version", got=got, hint="is the client newer?")
     for field, value in message.ListFields():
-        if field.message_type is None:
+        if field.message_type is None or field.message_type.GetOptions().map_entry:  # our maps hold numbers
             continue
         inner = f"{path}.{field.name}" if path else field.name
         for each in value if field.is_repeated else (value,):
@@ -60,6 +59,7 @@ def from_generate(
         tokens=_tokens(message),
         sampling=_sampling(message.sampling),
         speculation=_speculation(message.speculation),
+        choice=message.choice,
         resume=resume,
         tenant=tenant,
         timeout_s=timeout_s,
@@ -85,11 +85,14 @@ def _chat(message: generation.Chat) -> tuple[tuple[str, str], ...]:
 
 
 def _sampling(message: common.SamplingOptions) -> SamplingRequest:
-    given = {name: getattr(message, name) for name in _SAMPLING_FIELDS if message.HasField(name)}
+    given = {name: getattr(message, name) for name in SAMPLING_FIELDS if message.HasField(name)}
     return SamplingRequest(
         **given,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=biases_of(message.logit_bias),
+        bad_words=tuple(tuple(word.ids) for word in message.bad_words),
+        grammar=from_grammar(message.grammar),
         verification_mode=_verification(message.verification_mode),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paceline.speculation.messages import NO_TRACE, Finish, RoundStats, TokenSource, Trace
-from paceline.speculation.params import SpeculationParams, VerificationMode
+from paceline.speculation.params import Grammar, SpeculationParams, VerificationMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,16 @@ class SamplingRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool | None = None
     verification_mode: VerificationMode | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    relaxed_acceptance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Request:
     tokens: tuple[int, ...] | None = None
     sampling: SamplingRequest = SamplingRequest()
     speculation: SpeculationParams = field(default_factory=SpeculationParams)
+    choice: int = 0  # which of several answers to the same request and seed
     resume: Resume | None = None
     tenant: str = ""
     timeout_s: float | None = None

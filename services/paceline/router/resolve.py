@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from paceline.router.pairing import Registry, TargetInfo
 from paceline.router.requests import Request, Resume
@@ -13,12 +13,13 @@ from paceline.runtime.text import TextCodec
 from paceline.speculation.actions import SessionSpec
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.messages import Finish, FinishReason
-from paceline.speculation.params import SamplingParams, VerificationMode
+from paceline.speculation.params import SamplingParams
 
 SEED_BITS = 53  # what a JSON number holds exactly, so that a reported seed can be sent back by anybody
 
 SESSION_ID_BITS = 96
 MAX_SESSION_ID_CHARS = 128
+MAX_CHOICES = 128
 MAX_LEASE_EPOCH = 2**62  # leaves room to open many more times below the wire's 2**64
 
 
@@ -94,6 +95,7 @@ def resolve(
         prompt=prompt,
         sampling=sampling,
         speculation=request.speculation,
+        choice=_choice(request.choice),
         committed=committed,
         lease_epoch=resume.lease_epoch if resume else 0,
         request_id=request.request_id,
@@ -108,16 +110,18 @@ def _sampling(request: Request, room: int, config: RouterConfig, rng: random.Ran
     limit = config.max_tokens_limit
     if asked.max_tokens is not None and asked.max_tokens > limit:
         raise InvalidRequest("max_tokens", expected=f"at most {limit}", got=asked.max_tokens, hint="the server's limit")
-    names = ("temperature", "top_k", "top_p", "min_p", "ignore_eos")
-    given = {name: value for name in names if (value := getattr(asked, name)) is not None}
-    return SamplingParams(
-        **given,
-        seed=_seed(asked.seed, request.resume, rng),
-        max_tokens=_clip(asked.max_tokens, min(limit, room)),
-        stop=asked.stop,
-        stop_token_ids=asked.stop_token_ids,
-        verification_mode=asked.verification_mode or VerificationMode.AGREEMENT,
-    )
+    given = {field.name: value for field in fields(asked) if (value := getattr(asked, field.name)) is not None}
+    resolved = {
+        "seed": _seed(asked.seed, request.resume, rng),
+        "max_tokens": _clip(asked.max_tokens, min(limit, room)),
+    }
+    return SamplingParams(**(given | resolved))
+
+
+def _choice(asked: int) -> int:
+    if not 0 <= asked < MAX_CHOICES:
+        raise InvalidRequest("choice", expected=f"a whole number from 0 to {MAX_CHOICES - 1}", got=asked)
+    return asked
 
 
 def _clip(asked: int | None, most: int) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TypeVar
 
@@ -20,22 +21,43 @@ from paceline.speculation.messages import (
     Resync,
     ResyncReason,
     SessionOpen,
+    SparseDistribution,
     StepReport,
     Timing,
+    TokenLogprobs,
     TokenSource,
     Trace,
     Verdict,
     VerifyResult,
     VerifyTask,
 )
-from paceline.speculation.params import SamplingParams, VerificationMode
+from paceline.speculation.params import Grammar, GrammarKind, SamplingParams, VerificationMode
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as draft
 from paceline.v1 import target_pb2 as target
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
 
-_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
+MAX_SUPPORT = 64  # tokens of a draft distribution
+SUM_TOLERANCE = 1e-3
+
+# Options that are one optional value on the wire and here.
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "max_tokens",
+    "ignore_eos",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "relaxed_acceptance",
+)
 
 
 def _member(kind: type[EnumT], value: int, field: str) -> EnumT:
@@ -53,22 +75,83 @@ def _require(holds: bool, field: str, expected: str, got: object) -> None:
 
 def to_sampling(params: SamplingParams) -> common.SamplingOptions:
     return common.SamplingOptions(
-        **{name: getattr(params, name) for name in _SAMPLING_FIELDS},
+        **{name: getattr(params, name) for name in SAMPLING_FIELDS},
         stop=params.stop,
         stop_token_ids=params.stop_token_ids,
+        logit_bias=dict(params.logit_bias),
+        bad_words=[common.TokenSequence(ids=word) for word in params.bad_words],
+        grammar=to_grammar(params.grammar),
         verification_mode=int(params.verification_mode),  # type: ignore[arg-type]
     )
 
 
 def from_sampling(message: common.SamplingOptions) -> SamplingParams:
     """Fields that are unset keep SamplingParams' defaults; resolving them otherwise is the caller's business."""
-    given = {name: getattr(message, name) for name in _SAMPLING_FIELDS if message.HasField(name)}
+    given = {name: getattr(message, name) for name in SAMPLING_FIELDS if message.HasField(name)}
     mode = message.verification_mode
     return SamplingParams(
         **given,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=biases_of(message.logit_bias),
+        bad_words=tuple(tuple(word.ids) for word in message.bad_words),
+        grammar=from_grammar(message.grammar),
         verification_mode=_member(VerificationMode, mode, "verification_mode") if mode else VerificationMode.AGREEMENT,
+    )
+
+
+def biases_of(biases: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    """In the order of token ids: protobuf's maps have none."""
+    return tuple(sorted(biases.items()))
+
+
+def to_grammar(grammar: Grammar | None) -> common.Grammar | None:
+    return None if grammar is None else common.Grammar(**{grammar.kind.value: grammar.source})
+
+
+def from_grammar(message: common.Grammar) -> Grammar | None:
+    kind = message.WhichOneof("kind")
+    return None if kind is None else Grammar(GrammarKind(kind), getattr(message, kind))
+
+
+def to_distributions(distributions: Sequence[SparseDistribution]) -> list[common.SparseDistribution]:
+    return [common.SparseDistribution(ids=each.ids, probabilities=each.probabilities) for each in distributions]
+
+
+def from_distributions(
+    messages: Sequence[common.SparseDistribution], tokens: Sequence[int]
+) -> tuple[SparseDistribution, ...]:
+    """One for each token, or none at all."""
+    fits = not messages or len(messages) == len(tokens)
+    _require(fits, "distributions", f"{len(tokens)}, one per token, or none", len(messages))
+    return tuple(_distribution(message, token) for message, token in zip(messages, tokens, strict=False))
+
+
+def _distribution(message: common.SparseDistribution, token: int) -> SparseDistribution:
+    ids, probabilities = tuple(message.ids), tuple(message.probabilities)
+    count = len(ids)
+    _require(0 < count <= MAX_SUPPORT, "distributions.ids", f"1 to {MAX_SUPPORT} tokens", count)
+    _require(len(set(ids)) == count, "distributions.ids", "each token once", ids)
+    _require(token in ids, "distributions.ids", f"the token drawn, {token}, among them", ids)
+    _require(len(probabilities) == count, "distributions.probabilities", f"{count}", len(probabilities))
+    proper = all(0 < p <= 1 for p in probabilities) and abs(sum(probabilities) - 1) < SUM_TOLERANCE
+    _require(proper, "distributions.probabilities", "positive numbers that sum to 1", sum(probabilities))
+    return SparseDistribution(ids, probabilities)
+
+
+def to_logprobs(logprobs: Sequence[TokenLogprobs]) -> list[common.TokenLogprobs]:
+    return [
+        common.TokenLogprobs(logprob=each.logprob, rank=each.rank, top_ids=each.top_ids, top_logprobs=each.top_logprobs)
+        for each in logprobs
+    ]
+
+
+def from_logprobs(messages: Sequence[common.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    for message in messages:
+        count = len(message.top_ids)
+        _require(len(message.top_logprobs) == count, "logprobs.top_logprobs", f"{count}", len(message.top_logprobs))
+    return tuple(
+        TokenLogprobs(each.logprob, each.rank, tuple(each.top_ids), tuple(each.top_logprobs)) for each in messages
     )
 
 
@@ -192,6 +275,7 @@ def to_draft_result(result: DraftResult) -> draft.DraftResult:
         message.proposal.drafter = result.outcome.drafter
         message.proposal.proposer_model_id = result.outcome.proposer_model_id
         message.proposal.confidence.extend(result.outcome.confidence)
+        message.proposal.distributions.extend(to_distributions(result.outcome.distributions))
     return message
 
 
@@ -206,7 +290,8 @@ def _proposal(message: draft.DraftProposal) -> Proposal:
     tokens, confidence = tuple(message.tokens), tuple(message.confidence)
     fits = not confidence or len(confidence) == len(tokens)
     _require(fits, "proposal.confidence", f"{len(tokens)} values, one per token, or none", len(confidence))
-    return Proposal(tokens, message.drafter, message.proposer_model_id, confidence)
+    distributions = from_distributions(message.distributions, tokens)
+    return Proposal(tokens, message.drafter, message.proposer_model_id, confidence, distributions)
 
 
 def to_verify_task(task: VerifyTask) -> target.VerifyTask:
@@ -215,12 +300,15 @@ def to_verify_task(task: VerifyTask) -> target.VerifyTask:
         draft_tokens=task.proposal.tokens,
         drafter=task.proposal.drafter,
         proposer_model_id=task.proposal.proposer_model_id,
+        distributions=to_distributions(task.proposal.distributions),
         trace=to_trace(task.trace),
     )
 
 
 def from_verify_task(message: target.VerifyTask) -> VerifyTask:
-    proposal = Proposal(tuple(message.draft_tokens), message.drafter, message.proposer_model_id)
+    tokens = tuple(message.draft_tokens)
+    distributions = from_distributions(message.distributions, tokens)
+    proposal = Proposal(tokens, message.drafter, message.proposer_model_id, distributions=distributions)
     return VerifyTask(from_fence(message.fence), proposal, from_trace(message.trace))
 
 
@@ -255,6 +343,9 @@ def to_verify_result(result: VerifyResult) -> target.VerifyResult:
             text=verdict.text,
             finish=to_finish(verdict.finish) if verdict.finish else None,
             verifier_model_id=verdict.verifier_model_id,
+            logprobs=to_logprobs(verdict.logprobs),
+            prompt_logprobs=to_logprobs(verdict.prompt_logprobs),
+            lossy=verdict.lossy,
         )
     )
     return message
@@ -274,6 +365,8 @@ def _verdict(message: target.Verdict) -> Verdict:
     ordered = all(source is TokenSource.ACCEPTED for source in sources[:-1])
     _require(ordered, "verdict.sources", "accepted before the last", sources)
     _require(message.accepted <= most, "verdict.accepted", f"at most verify_len, {most}", message.accepted)
+    reported = len(message.logprobs)
+    _require(reported in (0, count), "verdict.logprobs", f"{count}, one per token, or none", reported)
     return Verdict(
         tokens=tuple(message.tokens),
         sources=sources,
@@ -282,6 +375,9 @@ def _verdict(message: target.Verdict) -> Verdict:
         text=message.text,
         finish=from_finish(message.finish) if message.HasField("finish") else None,
         verifier_model_id=message.verifier_model_id,
+        logprobs=from_logprobs(message.logprobs),
+        prompt_logprobs=from_logprobs(message.prompt_logprobs),
+        lossy=message.lossy,
     )
 
 

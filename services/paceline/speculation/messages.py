@@ -123,6 +123,33 @@ class DraftTask:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseDistribution:
+    """What a draft token was drawn from: probabilities (float32 values) of distinct tokens.
+
+    It is the serialised form that is drawn from, so its sum is 1 by definition, whatever rounding made of it.
+    """
+
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.probabilities) > 0, (len(self.ids), len(self.probabilities))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The target's log probabilities at one position, before temperature and every option."""
+
+    logprob: float  # of the token itself
+    rank: int  # its place in the order of likelihood; 1 is the likeliest
+    top_ids: tuple[int, ...] = ()  # likeliest first
+    top_logprobs: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.top_ids) == len(self.top_logprobs), self
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """Draft tokens for the positions after the fence's base_len."""
 
@@ -130,8 +157,10 @@ class Proposal:
     drafter: str = ""
     proposer_model_id: str = ""
     confidence: tuple[float, ...] = ()  # estimated conditional acceptance, per token, or empty
+    distributions: tuple[SparseDistribution, ...] = ()  # rejection mode: what each token was drawn from
 
     def __post_init__(self) -> None:
+        assert not self.distributions or len(self.distributions) == len(self.tokens)
         assert not self.confidence or len(self.confidence) == len(self.tokens)
 
 
@@ -171,9 +200,13 @@ class Verdict:
     text: str = ""  # text that became final in this round
     finish: Finish | None = None
     verifier_model_id: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each committed token, if asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
+    lossy: bool = False  # a draft token was accepted that the target would not have written
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.sources), (self.tokens, self.sources)
+        assert not self.logprobs or len(self.logprobs) == len(self.tokens), (len(self.logprobs), len(self.tokens))
         assert 0 <= self.accepted <= self.verify_len, (self.accepted, self.verify_len)
         assert all(source is TokenSource.ACCEPTED for source in self.sources[:-1]), self.sources
 

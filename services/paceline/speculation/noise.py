@@ -20,6 +20,8 @@ has 53 bits, level 1 has 32. All arithmetic on integers is exact and the same on
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(_MULTIPLIERS, device=device), torch.tensor(_WEYL, device=device)
+
+
 def philox(counter: Tensor, key: Tensor) -> Tensor:
     """Philox 4×32-10.
 
@@ -42,16 +49,17 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 [4, …], words in 0 … 2^32 - 1.
     """
-    a, b, c, d = counter
+    multipliers, weyl = _constants(counter.device)
+    multipliers = multipliers.view(2, *(1,) * (counter.dim() - 1))
+    weyl = weyl.view(2, *(1,) * (key.dim() - 1))
+    even, odd = counter[0::2], counter[1::2]  # words a and c, words b and d
     for round_index in range(_ROUNDS):
-        key_low = (key[0] + round_index * _WEYL[0]) & _MASK
-        key_high = (key[1] + round_index * _WEYL[1]) & _MASK
         # A 32 × 32 bit product wraps in int64, but its 64 bits are right; the mask drops the sign extension.
-        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a = (second >> 32).bitwise_and_(_MASK).bitwise_xor_(b).bitwise_xor_(key_low)
-        c = (first >> 32).bitwise_and_(_MASK).bitwise_xor_(d).bitwise_xor_(key_high)
-        b, d = second.bitwise_and_(_MASK), first.bitwise_and_(_MASK)
-    return torch.stack((a, b, c, d))
+        products = (even * multipliers).flip(0)
+        round_key = (key + round_index * weyl).bitwise_and_(_MASK)
+        even = (products >> 32).bitwise_and_(_MASK).bitwise_xor_(odd).bitwise_xor_(round_key)
+        odd = products.bitwise_and_(_MASK)
+    return torch.stack((even, odd), dim=1).flatten(0, 1)
 
 
 def _uniform32(words: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ SEED_LIMIT = 2**64
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
+MAX_LOGIT_BIASES = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 32
+MAX_LOGPROBS = 20
+MAX_GRAMMAR_CHARS = 65536
 
 
 class VerificationMode(IntEnum):
@@ -27,6 +32,27 @@ class SpeculationMode(Enum):
     AUTO = "auto"
     OFF = "off"
     FIXED = "fixed"
+
+
+class GrammarKind(Enum):
+    """What language a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like. Whether ``source`` is well formed is for whoever compiles it to say."""
+
+    kind: GrammarKind
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.source) <= MAX_GRAMMAR_CHARS:
+            expected = f"1 to {MAX_GRAMMAR_CHARS} characters"
+            raise InvalidRequest(f"grammar.{self.kind.value}", expected=expected, got=f"{len(self.source)} characters")
 
 
 def _require_real(field: str, value: float, *, low: float, high: float, expected: str, open_low: bool = False) -> None:
@@ -57,6 +83,16 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     verification_mode: VerificationMode = VerificationMode.AGREEMENT
+    repetition_penalty: float = 1.0  # divides positive logits of tokens seen in prompt or output, multiplies others
+    presence_penalty: float = 0.0  # off the logit of tokens seen in the output
+    frequency_penalty: float = 0.0  # off it, for each time they were seen
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), each token once
+    min_tokens: int = 0  # no token that ends the answer before so many
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that are never completed
+    logprobs: int | None = None  # likeliest tokens to report beside each committed one; None reports nothing
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    relaxed_acceptance: float | None = None  # lossy: accept drafts at least so likely, of the likeliest
 
     def __post_init__(self) -> None:
         _require_real("temperature", self.temperature, low=0, high=100, expected="a number from 0 to 100")
@@ -66,6 +102,51 @@ class SamplingParams:
         _require_int("seed", self.seed, low=0, high=SEED_LIMIT - 1, expected="a whole number from 0 to 2^64 - 1")
         _require_int("max_tokens", self.max_tokens, low=1, high=2**31, expected="a whole number, 1 or more")
         self._check_stops()
+        self._check_shaping()
+        self._refuse_what_is_to_come()
+
+    def _check_shaping(self) -> None:
+        penalty = self.repetition_penalty
+        _require_real("repetition_penalty", penalty, low=0, high=10, expected="above 0, up to 10", open_low=True)
+        for field in ("presence_penalty", "frequency_penalty"):
+            _require_real(field, getattr(self, field), low=-2, high=2, expected="a number from -2 to 2")
+        for token, bias in self.logit_bias:
+            _require_int("logit_bias", token, low=0, high=2**32 - 1, expected="token ids")
+            _require_real("logit_bias", bias, low=-100, high=100, expected="numbers from -100 to 100")
+        if len(dict(self.logit_bias)) != len(self.logit_bias) or len(self.logit_bias) > MAX_LOGIT_BIASES:
+            expected = f"at most {MAX_LOGIT_BIASES} tokens, each once"
+            raise InvalidRequest("logit_bias", expected=expected, got=len(self.logit_bias))
+        expected = f"a whole number up to max_tokens, {self.max_tokens}"
+        _require_int("min_tokens", self.min_tokens, low=0, high=self.max_tokens, expected=expected)
+        words = self.bad_words
+        if len(words) > MAX_BAD_WORDS or not all(0 < len(word) <= MAX_BAD_WORD_TOKENS for word in words):
+            expected = f"at most {MAX_BAD_WORDS} sequences of 1 to {MAX_BAD_WORD_TOKENS} tokens"
+            raise InvalidRequest("bad_words", expected=expected, got=[len(word) for word in words[:MAX_BAD_WORDS]])
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                expected = f"a whole number from 0 to {MAX_LOGPROBS}"
+                _require_int(field, getattr(self, field), low=0, high=MAX_LOGPROBS, expected=expected)
+        if self.relaxed_acceptance is not None:
+            value, expected = self.relaxed_acceptance, "a number above 0, up to 1"
+            _require_real("relaxed_acceptance", value, low=0, high=1, expected=expected, open_low=True)
+
+    def _refuse_what_is_to_come(self) -> None:
+        """Refused by name; the wire has the fields already."""
+        coming = {
+            "repetition_penalty": self.repetition_penalty != 1,
+            "presence_penalty": self.presence_penalty != 0,
+            "frequency_penalty": self.frequency_penalty != 0,
+            "logit_bias": bool(self.logit_bias),
+            "min_tokens": self.min_tokens > 0,
+            "bad_words": bool(self.bad_words),
+            "logprobs": self.logprobs is not None,
+            "prompt_logprobs": self.prompt_logprobs is not None,
+            "grammar": self.grammar is not None,
+            "relaxed_acceptance": self.relaxed_acceptance is not None,
+        }
+        for field, asked in coming.items():
+            if asked:
+                raise Unsupported(field, got=getattr(self, field))
         if self.verification_mode is not VerificationMode.AGREEMENT:
             raise Unsupported("verification_mode", got=self.verification_mode.name.lower(), hint="use agreement")
 

@@ -58,16 +58,18 @@ class DraftBatch(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[DraftTask, _Mapping]]] = ...) -> None: ...
 
 class DraftProposal(_message.Message):
-    __slots__ = ("tokens", "drafter", "proposer_model_id", "confidence")
+    __slots__ = ("tokens", "drafter", "proposer_model_id", "confidence", "distributions")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     PROPOSER_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     drafter: str
     proposer_model_id: str
     confidence: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., confidence: _Optional[_Iterable[float]] = ...) -> None: ...
+    distributions: _containers.RepeatedCompositeFieldContainer[_common_pb2.SparseDistribution]
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., confidence: _Optional[_Iterable[float]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ...) -> None: ...
 
 class DraftResult(_message.Message):
     __slots__ = ("fence", "proposal", "resync", "timing")

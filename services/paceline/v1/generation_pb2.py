@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from paceline.v1 import common_pb2 as paceline_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpaceline/v1/generation.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"2\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.paceline.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x85\x01\n\x12SpeculationOptions\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.paceline.v1.SpeculationMode\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\tB\x13\n\x11_max_draft_tokens\"\x8e\x01\n\x06Resume\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x1b\n\x13\x63ommitted_token_ids\x18\x06 \x03(\r\"\xa4\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.paceline.v1.ChatH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.paceline.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.paceline.v1.SamplingOptions\x12\x34\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1f.paceline.v1.SpeculationOptions\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12#\n\x06resume\x18\x08 \x01(\x0b\x32\x13.paceline.v1.ResumeB\x07\n\x05input\"\xc1\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0enumerics_class\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x13\n\x0blease_epoch\x18\x07 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x15\n\rclass_changed\x18\t \x01(\x08\"\x86\x02\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12)\n\x07sources\x18\x03 \x03(\x0e\x32\x18.paceline.v1.TokenSource\x12\x19\n\x11proposer_model_id\x18\x04 \x01(\t\x12\x19\n\x11verifier_model_id\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08round_id\x18\x07 \x01(\x04\x12\x0f\n\x07\x64rafter\x18\x08 \x01(\t\x12\x0f\n\x07\x64rafted\x18\t \x01(\r\x12\x10\n\x08verified\x18\n \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x0b \x01(\r\x12\x13\n\x0blease_epoch\x18\x0c \x01(\x04\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xf6\x02\n\x12SpeculationMetrics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x15\n\rverify_rounds\x18\x02 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\r\x12\x17\n\x0fverified_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\r\x12\x18\n\x10\x63orrected_tokens\x18\x06 \x01(\r\x12\x14\n\x0c\x62onus_tokens\x18\x07 \x01(\r\x12\x1a\n\x12target_only_tokens\x18\x08 \x01(\r\x12\x1a\n\x12per_round_verified\x18\t \x03(\r\x12\x1a\n\x12per_round_accepted\x18\n \x03(\r\x12\x15\n\rmissed_drafts\x18\x0b \x01(\r\x12\x15\n\rdraft_wait_us\x18\x0c \x01(\x04\x12\x16\n\x0everify_wait_us\x18\r \x01(\x04\x12\x11\n\trouter_us\x18\x0e \x01(\x04\x12\x12\n\nnetwork_us\x18\x0f \x01(\x04\"\x89\x01\n\tCompleted\x12#\n\x06\x66inish\x18\x01 \x01(\x0b\x32\x13.paceline.v1.Finish\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.paceline.v1.Usage\x12\x34\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x1f.paceline.v1.SpeculationMetrics\"\x98\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.paceline.v1.StartedH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.paceline.v1.TokensH\x00\x12+\n\tcompleted\x18\x03 \x01(\x0b\x32\x16.paceline.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"\x8f\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x10\n\x08\x64rafters\x18\x05 \x03(\t\x12\x0f\n\x07targets\x18\x06 \x01(\r\x12\x0e\n\x06\x64rafts\x18\x07 \x01(\r\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.paceline.v1.ModelInfo*\x84\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15SPECULATION_MODE_AUTO\x10\x01\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x02\x12\x1a\n\x16SPECULATION_MODE_FIXED\x10\x03\x32\xad\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.paceline.v1.GenerateRequest\x1a\x1d.paceline.v1.GenerateResponse0\x01\x12M\n\nListModels\x12\x1e.paceline.v1.ListModelsRequest\x1a\x1f.paceline.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpaceline/v1/generation.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"2\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.paceline.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x85\x01\n\x12SpeculationOptions\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.paceline.v1.SpeculationMode\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\tB\x13\n\x11_max_draft_tokens\"\x8e\x01\n\x06Resume\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x06\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x1b\n\x13\x63ommitted_token_ids\x18\x06 \x03(\r\"\xb4\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.paceline.v1.ChatH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.paceline.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.paceline.v1.SamplingOptions\x12\x34\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1f.paceline.v1.SpeculationOptions\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12#\n\x06resume\x18\x08 \x01(\x0b\x32\x13.paceline.v1.Resume\x12\x0e\n\x06\x63hoice\x18\t \x01(\rB\x07\n\x05input\"\xc1\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0enumerics_class\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x13\n\x0blease_epoch\x18\x07 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x15\n\rclass_changed\x18\t \x01(\x08\"\xf8\x02\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12)\n\x07sources\x18\x03 \x03(\x0e\x32\x18.paceline.v1.TokenSource\x12\x19\n\x11proposer_model_id\x18\x04 \x01(\t\x12\x19\n\x11verifier_model_id\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08round_id\x18\x07 \x01(\x04\x12\x0f\n\x07\x64rafter\x18\x08 \x01(\t\x12\x0f\n\x07\x64rafted\x18\t \x01(\r\x12\x10\n\x08verified\x18\n \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x0b \x01(\r\x12\x13\n\x0blease_epoch\x18\x0c \x01(\x04\x12,\n\x08logprobs\x18\r \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\x33\n\x0fprompt_logprobs\x18\x0e \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\r\n\x05lossy\x18\x0f \x01(\x08\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xf6\x02\n\x12SpeculationMetrics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x15\n\rverify_rounds\x18\x02 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\r\x12\x17\n\x0fverified_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\r\x12\x18\n\x10\x63orrected_tokens\x18\x06 \x01(\r\x12\x14\n\x0c\x62onus_tokens\x18\x07 \x01(\r\x12\x1a\n\x12target_only_tokens\x18\x08 \x01(\r\x12\x1a\n\x12per_round_verified\x18\t \x03(\r\x12\x1a\n\x12per_round_accepted\x18\n \x03(\r\x12\x15\n\rmissed_drafts\x18\x0b \x01(\r\x12\x15\n\rdraft_wait_us\x18\x0c \x01(\x04\x12\x16\n\x0everify_wait_us\x18\r \x01(\x04\x12\x11\n\trouter_us\x18\x0e \x01(\x04\x12\x12\n\nnetwork_us\x18\x0f \x01(\x04\"\x98\x01\n\tCompleted\x12#\n\x06\x66inish\x18\x01 \x01(\x0b\x32\x13.paceline.v1.Finish\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.paceline.v1.Usage\x12\x34\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x1f.paceline.v1.SpeculationMetrics\x12\r\n\x05lossy\x18\x04 \x01(\x08\"\x98\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.paceline.v1.StartedH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.paceline.v1.TokensH\x00\x12+\n\tcompleted\x18\x03 \x01(\x0b\x32\x16.paceline.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"\x8f\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x10\n\x08\x64rafters\x18\x05 \x03(\t\x12\x0f\n\x07targets\x18\x06 \x01(\r\x12\x0e\n\x06\x64rafts\x18\x07 \x01(\r\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.paceline.v1.ModelInfo*\x84\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15SPECULATION_MODE_AUTO\x10\x01\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x02\x12\x1a\n\x16SPECULATION_MODE_FIXED\x10\x03\x32\xad\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.paceline.v1.GenerateRequest\x1a\x1d.paceline.v1.GenerateResponse0\x01\x12M\n\nListModels\x12\x1e.paceline.v1.ListModelsRequest\x1a\x1f.paceline.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECULATIONMODE']._serialized_start=2192
-  _globals['_SPECULATIONMODE']._serialized_end=2324
+  _globals['_SPECULATIONMODE']._serialized_start=2337
+  _globals['_SPECULATIONMODE']._serialized_end=2469
   _globals['_CHATMESSAGE']._serialized_start=71
   _globals['_CHATMESSAGE']._serialized_end=115
   _globals['_CHAT']._serialized_start=117
@@ -45,25 +45,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUME']._serialized_start=331
   _globals['_RESUME']._serialized_end=473
   _globals['_GENERATEREQUEST']._serialized_start=476
-  _globals['_GENERATEREQUEST']._serialized_end=768
-  _globals['_STARTED']._serialized_start=771
-  _globals['_STARTED']._serialized_end=964
-  _globals['_TOKENS']._serialized_start=967
-  _globals['_TOKENS']._serialized_end=1229
-  _globals['_USAGE']._serialized_start=1231
-  _globals['_USAGE']._serialized_end=1288
-  _globals['_SPECULATIONMETRICS']._serialized_start=1291
-  _globals['_SPECULATIONMETRICS']._serialized_end=1665
-  _globals['_COMPLETED']._serialized_start=1668
-  _globals['_COMPLETED']._serialized_end=1805
-  _globals['_GENERATERESPONSE']._serialized_start=1808
-  _globals['_GENERATERESPONSE']._serialized_end=1960
-  _globals['_LISTMODELSREQUEST']._serialized_start=1962
-  _globals['_LISTMODELSREQUEST']._serialized_end=1981
-  _globals['_MODELINFO']._serialized_start=1984
-  _globals['_MODELINFO']._serialized_end=2127
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2129
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2189
-  _globals['_GENERATIONSERVICE']._serialized_start=2327
-  _globals['_GENERATIONSERVICE']._serialized_end=2500
+  _globals['_GENERATEREQUEST']._serialized_end=784
+  _globals['_STARTED']._serialized_start=787
+  _globals['_STARTED']._serialized_end=980
+  _globals['_TOKENS']._serialized_start=983
+  _globals['_TOKENS']._serialized_end=1359
+  _globals['_USAGE']._serialized_start=1361
+  _globals['_USAGE']._serialized_end=1418
+  _globals['_SPECULATIONMETRICS']._serialized_start=1421
+  _globals['_SPECULATIONMETRICS']._serialized_end=1795
+  _globals['_COMPLETED']._serialized_start=1798
+  _globals['_COMPLETED']._serialized_end=1950
+  _globals['_GENERATERESPONSE']._serialized_start=1953
+  _globals['_GENERATERESPONSE']._serialized_end=2105
+  _globals['_LISTMODELSREQUEST']._serialized_start=2107
+  _globals['_LISTMODELSREQUEST']._serialized_end=2126
+  _globals['_MODELINFO']._serialized_start=2129
+  _globals['_MODELINFO']._serialized_end=2272
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2274
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2334
+  _globals['_GENERATIONSERVICE']._serialized_start=2472
+  _globals['_GENERATIONSERVICE']._serialized_end=2645
 # @@protoc_insertion_point(module_scope)

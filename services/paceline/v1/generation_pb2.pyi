@@ -66,7 +66,7 @@ class Resume(_message.Message):
     def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., numerics_class: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., session_id: _Optional[str] = ..., committed_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "chat", "tokens", "sampling", "speculation", "request_id", "resume")
+    __slots__ = ("model", "text", "chat", "tokens", "sampling", "speculation", "request_id", "resume", "choice")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class GenerateRequest(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     chat: Chat
@@ -83,7 +84,8 @@ class GenerateRequest(_message.Message):
     speculation: SpeculationOptions
     request_id: str
     resume: Resume
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingOptions, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    choice: int
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingOptions, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("request_id", "session_id", "model", "numerics_class", "prompt_token_ids", "seed", "lease_epoch", "fingerprint", "class_changed")
@@ -108,7 +110,7 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., session_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics_class: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., lease_epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., class_changed: _Optional[bool] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("index", "token_ids", "sources", "proposer_model_id", "verifier_model_id", "text", "round_id", "drafter", "drafted", "verified", "accepted", "lease_epoch")
+    __slots__ = ("index", "token_ids", "sources", "proposer_model_id", "verifier_model_id", "text", "round_id", "drafter", "drafted", "verified", "accepted", "lease_epoch", "logprobs", "prompt_logprobs", "lossy")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +123,9 @@ class Tokens(_message.Message):
     VERIFIED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LOSSY_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sources: _containers.RepeatedScalarFieldContainer[_common_pb2.TokenSource]
@@ -133,7 +138,10 @@ class Tokens(_message.Message):
     verified: int
     accepted: int
     lease_epoch: int
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., proposer_model_id: _Optional[str] = ..., verifier_model_id: _Optional[str] = ..., text: _Optional[str] = ..., round_id: _Optional[int] = ..., drafter: _Optional[str] = ..., drafted: _Optional[int] = ..., verified: _Optional[int] = ..., accepted: _Optional[int] = ..., lease_epoch: _Optional[int] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
+    lossy: bool
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., proposer_model_id: _Optional[str] = ..., verifier_model_id: _Optional[str] = ..., text: _Optional[str] = ..., round_id: _Optional[int] = ..., drafter: _Optional[str] = ..., drafted: _Optional[int] = ..., verified: _Optional[int] = ..., accepted: _Optional[int] = ..., lease_epoch: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -178,14 +186,16 @@ class SpeculationMetrics(_message.Message):
     def __init__(self, rounds: _Optional[int] = ..., verify_rounds: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., corrected_tokens: _Optional[int] = ..., bonus_tokens: _Optional[int] = ..., target_only_tokens: _Optional[int] = ..., per_round_verified: _Optional[_Iterable[int]] = ..., per_round_accepted: _Optional[_Iterable[int]] = ..., missed_drafts: _Optional[int] = ..., draft_wait_us: _Optional[int] = ..., verify_wait_us: _Optional[int] = ..., router_us: _Optional[int] = ..., network_us: _Optional[int] = ...) -> None: ...
 
 class Completed(_message.Message):
-    __slots__ = ("finish", "usage", "speculation")
+    __slots__ = ("finish", "usage", "speculation", "lossy")
     FINISH_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    LOSSY_FIELD_NUMBER: _ClassVar[int]
     finish: _common_pb2.Finish
     usage: Usage
     speculation: SpeculationMetrics
-    def __init__(self, finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationMetrics, _Mapping]] = ...) -> None: ...
+    lossy: bool
+    def __init__(self, finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationMetrics, _Mapping]] = ..., lossy: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("started", "tokens", "completed")

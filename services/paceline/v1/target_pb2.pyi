@@ -28,18 +28,20 @@ class TargetDescription(_message.Message):
     def __init__(self, protocol_version: _Optional[str] = ..., sampler_version: _Optional[str] = ..., incarnation: _Optional[str] = ..., limits: _Optional[_Union[_common_pb2.WorkerLimits, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.ModelDescription, _Mapping]] = ..., cost_curve: _Optional[_Iterable[_Union[_common_pb2.CostPoint, _Mapping]]] = ...) -> None: ...
 
 class VerifyTask(_message.Message):
-    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace")
+    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace", "distributions")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     PROPOSER_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     fence: _common_pb2.Fence
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
     drafter: str
     proposer_model_id: str
     trace: _common_pb2.TraceContext
-    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ...) -> None: ...
+    distributions: _containers.RepeatedCompositeFieldContainer[_common_pb2.SparseDistribution]
+    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ...) -> None: ...
 
 class VerifyBatch(_message.Message):
     __slots__ = ("router_id", "tasks")
@@ -50,7 +52,7 @@ class VerifyBatch(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[VerifyTask, _Mapping]]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tokens", "sources", "verify_len", "accepted", "text", "finish", "verifier_model_id")
+    __slots__ = ("tokens", "sources", "verify_len", "accepted", "text", "finish", "verifier_model_id", "logprobs", "prompt_logprobs", "lossy")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERIFY_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +60,9 @@ class Verdict(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     VERIFIER_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LOSSY_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     sources: _containers.RepeatedScalarFieldContainer[_common_pb2.TokenSource]
     verify_len: int
@@ -65,7 +70,10 @@ class Verdict(_message.Message):
     text: str
     finish: _common_pb2.Finish
     verifier_model_id: str
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., verify_len: _Optional[int] = ..., accepted: _Optional[int] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., verifier_model_id: _Optional[str] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
+    lossy: bool
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., verify_len: _Optional[int] = ..., accepted: _Optional[int] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., verifier_model_id: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
     __slots__ = ("fence", "verdict", "resync", "timing")
