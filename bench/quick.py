@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from paceline.runtime.cluster_spec import ClusterSpec
 from paceline_client import AsyncClient, Generation, Speculation
 
 from bench import stats
-from bench.arguments import parser, prompts
+from bench.arguments import mixed, parser, prompts
 from bench.in_process import InProcess
 
 WAYS = {
@@ -31,6 +31,7 @@ WAYS = {
 HUGGING_FACE = {"HF generate": {}, "HF prompt lookup": {"prompt_lookup_num_tokens": 6}}
 ALONE = "engine step"  # of one row, with no cluster around it
 SESSIONS = 16
+ANSWERS = 40
 SESSIONS_PER_MESSAGE_BAR = 8
 
 
@@ -146,28 +147,37 @@ def links(status: object) -> Iterator[dict[str, float]]:
             yield from links(value)
 
 
+async def counted(cluster: LocalCluster) -> dict[str, float]:
+    """Messages, and sessions in them, both ways, on all of the router's links."""
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=10) as http:
+        status = (await http.get("/internal/status")).json()
+    found = list(links(status))
+    sums = {
+        way: sum(link[f"{way}_sent"] + link[f"{way}_received"] for link in found) for way in ("messages", "sessions")
+    }
+    return sums | {"tokens": status["stats"]["rounds"]["committed_tokens"]}
+
+
 async def together(cluster: LocalCluster, client: AsyncClient, texts: Sequence[str], tokens: int) -> float:
-    """16 sessions at once; prints messages per token and returns sessions per message."""
-
-    async def counted() -> dict[str, float]:
-        async with httpx.AsyncClient(base_url=cluster.http_url, timeout=10) as http:
-            status = (await http.get("/internal/status")).json()
-        found = list(links(status))
-        names = ("messages_sent", "messages_received", "sessions_sent", "sessions_received")
-        return {name: sum(link[name] for link in found) for name in names}
-
-    before = await counted()
+    """16 sessions at a time, until there is no prompt left for the next one; returns sessions per message."""
+    waiting = deque(texts)
     loop = asyncio.get_running_loop()
-    started = loop.time()
-    runs = await asyncio.gather(*(generate(client, text, WAYS["ngram"], tokens) for text in texts))
-    seconds = loop.time() - started
-    after = await counted()
-    messages = sum(after[name] - before[name] for name in ("messages_sent", "messages_received"))
-    sessions = sum(after[name] - before[name] for name in ("sessions_sent", "sessions_received"))
-    committed = sum(run.tokens for run in runs)
+    ends: list[float] = []  # when the first of them found no prompt
+    after: dict[str, float] = {}
+
+    async def rider() -> None:
+        while waiting:
+            await generate(client, waiting.popleft(), WAYS["ngram"], tokens)
+        if not ends:
+            ends.append(loop.time())
+            after.update(await counted(cluster))
+
+    before, started = await counted(cluster), loop.time()
+    await asyncio.gather(*(rider() for _ in range(SESSIONS)))
+    messages, sessions, committed = (after[name] - before[name] for name in ("messages", "sessions", "tokens"))
     print(
-        f"{len(texts)} sessions at once, ngram: {committed / seconds:.0f} tokens/s, {sessions / messages:.1f} sessions "
-        f"per message, {messages / committed:.3f} messages per committed token"
+        f"{SESSIONS} sessions at a time, ngram, {len(texts)} answers: {committed / (ends[0] - started):.0f} tokens/s, "
+        f"{sessions / messages:.1f} sessions per message, {messages / committed:.3f} messages per committed token"
     )
     return sessions / messages
 
@@ -186,8 +196,7 @@ async def measure(tokens: int, per_kind: int, model: str, threads: int) -> bool:
         show_ratios(everything)
         show_round(everything)
         show_step(everything)
-        texts = [text for rows in zip(*prompts().values(), strict=True) for text in rows][:SESSIONS]
-        per_message = await together(cluster, client, texts, tokens)
+        per_message = await together(cluster, client, mixed(ANSWERS), tokens)
     met = per_message >= SESSIONS_PER_MESSAGE_BAR
     print(
         f"bar: sessions per message at least {SESSIONS_PER_MESSAGE_BAR}: {per_message:.1f} {'met' if met else 'MISSED'}"
