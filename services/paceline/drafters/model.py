@@ -1,7 +1,7 @@
 """The model drafter: a second, smaller model behind the engine seam.
 
-It samples with the target's sampler and the target's noise coordinates, so at any temperature the two draw the same
-token wherever their distributions mostly agree.
+It samples with the target's sampler, options and noise coordinates, so at any temperature the two draw the same token
+wherever their distributions mostly agree. Where the options leave no token, a draft ends.
 
 A call runs at most K engine steps, one per draft position, for all sessions at once. Sessions that are behind (a new
 prompt, tokens drafted by somebody else) catch up in chunks inside those same steps and start drafting when they are
@@ -20,6 +20,8 @@ from paceline.drafters.interface import Ask, DraftSession
 from paceline.drafters.pace import Pace
 from paceline.engine.interface import Engine, Slice, StepPlan
 from paceline.speculation.messages import Proposal
+from paceline.speculation.sampling import NOTHING
+from paceline.speculation.shaping import Shaping, shaping_of
 
 STEP_TOKENS = 128
 RESERVE_TOKENS = 64
@@ -36,6 +38,7 @@ class _State:
     held: list[int] = field(default_factory=list)  # tokens whose KV the engine holds, drafts included
     agreed: int = 0
     reserved: int = 0  # KV positions
+    shaping: Shaping | None = None  # after ``session.tokens`` up to where the last ask stood
 
 
 @dataclass(slots=True)
@@ -47,27 +50,32 @@ class _Run:
     ends: frozenset[int]  # tokens after which nothing follows
     feed: list[int]  # tokens to be written before the next one can be sampled
     drafts: list[int] = field(default_factory=list)
+    stuck: bool = False  # the options leave nothing to draft
 
     @property
     def wants(self) -> bool:
-        return len(self.drafts) < self.count and not (self.drafts and self.drafts[-1] in self.ends)
+        return len(self.drafts) < self.count and not (self.drafts and self.drafts[-1] in self.ends) and not self.stuck
 
     def piece(self, rows: int) -> Slice:
-        session = self.state.session
+        session, shaping = self.state.session, self.state.shaping
+        samples = 1 if rows >= len(self.feed) else 0
         return Slice(
             session_id=session.session_id,
             start=len(self.state.held),
             tokens=tuple(self.feed[:rows]),
-            samples=1 if rows >= len(self.feed) else 0,
+            samples=samples,
             sampling=session.sampling,
             prompt_len=session.prompt_len,
             choice=session.choice,
+            shaping=(shaping.row(self.drafts),) if shaping and samples else (),
         )
 
     def take(self, piece: Slice, samples: Sequence[int]) -> None:
         self.state.held.extend(piece.tokens)
-        self.feed = self.feed[len(piece.tokens) :] + list(samples)
-        self.drafts.extend(samples)
+        drawn = [token for token in samples if token != NOTHING]
+        self.stuck = len(drawn) < len(samples)
+        self.feed = self.feed[len(piece.tokens) :] + drawn
+        self.drafts.extend(drawn)
 
 
 class ModelDrafter:
@@ -99,7 +107,7 @@ class ModelDrafter:
         if state is None:
             self._states[session.session_id] = _State(session)
         else:  # a new lease of the same text: whatever agrees with it needn't be computed again
-            state.session, state.agreed = session, 0
+            state.session, state.agreed, state.shaping = session, 0, None
 
     def close(self, session_id: str) -> None:
         state = self._states.pop(session_id, None)
@@ -134,9 +142,19 @@ class ModelDrafter:
             return None
         state.agreed = start
         del state.held[start:]
-        sampling = session.sampling
-        model_ends = () if sampling.ignore_eos else self._info.eos_token_ids
-        return _Run(state, count, frozenset((*sampling.stop_token_ids, *model_ends)), feed)
+        self._shape(state, ask.base_len)
+        return _Run(state, count, session.sampling.ends(self._info.eos_token_ids), feed)
+
+    def _shape(self, state: _State, base_len: int) -> None:
+        """Bring the session's shaping, if it needs one, to where the ask stands."""
+        session, shaping = state.session, state.shaping
+        if shaping is not None and shaping.length <= base_len:
+            shaping.commit(session.tokens[shaping.length : base_len])
+        else:
+            state.shaping = shaping_of(
+                session.sampling, session.tokens[:base_len], prompt_len=session.prompt_len,
+                vocab_size=self._info.vocab_size, eos=self._info.eos_token_ids,
+            )  # fmt: skip
 
     def _fit(self, state: _State, length: int, busy: set[str]) -> bool:
         """Reserve room, at the cost of sessions that nobody is asking about, least recently asked about first."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
 from paceline.engine.interface import EngineInfo, StepPlan, StepResult
 from paceline.engine.kv_store import BlockTable, context_exceeded
+from paceline.engine.outcome import draw
 from paceline.speculation.errors import InvalidRequest
-from paceline.speculation.sampling import SAMPLER_VERSION, Row, sample
+from paceline.speculation.messages import SAMPLER_VERSION
 
 __all__ = ["NAME", "FakeEngine", "FakeOptions", "fake_tokenizer_files", "parse_options"]
 
@@ -151,13 +152,7 @@ class FakeEngine:
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine."""
         logits = self.forward(plan)
-        rows = [
-            Row(piece.sampling, piece.first_noise_position + i, piece.choice)
-            for piece in plan.slices
-            for i in range(piece.samples)
-        ]
-        drawn = iter(sample(logits, rows).tolist())
-        samples = tuple(tuple(next(drawn) for _ in range(piece.samples)) for piece in plan.slices)
+        samples = draw(plan, logits)
         duration_s = self._duration(plan)
         if self._sleep is not None and duration_s > 0:
             self._sleep(duration_s)

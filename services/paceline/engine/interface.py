@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paceline.speculation.params import SamplingParams
+from paceline.speculation.shaping import RowShaping
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,13 @@ class Slice:
     sampling: SamplingParams
     prompt_len: int
     choice: int = 0
+    shaping: tuple[RowShaping, ...] = ()  # of each sampled row, or of none
 
     def __post_init__(self) -> None:
         assert self.start >= 0, self
         assert self.tokens, self
         assert 0 <= self.samples <= len(self.tokens), self
+        assert len(self.shaping) in (0, self.samples), self
 
     @property
     def end(self) -> int:
@@ -61,7 +64,10 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration."""
+    """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration.
+
+    ``sampling.NOTHING`` stands where the options leave no token.
+    """
 
     samples: tuple[tuple[int, ...], ...]
     duration_s: float

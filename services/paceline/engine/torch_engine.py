@@ -20,6 +20,7 @@ from paceline.engine.batch import KV_BLOCK, Layout
 from paceline.engine.interface import EngineInfo, StepPlan, StepResult
 from paceline.engine.kv_store import PAGE, BlockTable, KVStore, LayerShape, context_exceeded
 from paceline.engine.linear import packing_works, tile_linears
+from paceline.engine.outcome import draw
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
@@ -99,13 +100,7 @@ class TorchEngine:
         """See Engine. Raises FloatingPointError if the model yields NaN."""
         started = time.perf_counter()
         logits = self.forward(plan)
-        rows = [
-            Row(piece.sampling, piece.first_noise_position + i, piece.choice)
-            for piece in plan.slices
-            for i in range(piece.samples)
-        ]
-        drawn = iter(sample(logits, rows).tolist())
-        samples = tuple(tuple(next(drawn) for _ in range(piece.samples)) for piece in plan.slices)
+        samples = draw(plan, logits)
         return StepResult(samples, time.perf_counter() - started)
 
     def forward(self, plan: StepPlan) -> Tensor:

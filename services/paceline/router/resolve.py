@@ -87,6 +87,8 @@ def resolve(
         expected = f"1 to {model.context_length - 1} tokens (the model's context length is {model.context_length})"
         raise InvalidRequest("prompt", expected=expected, got=len(prompt), hint="" if prompt else "say something")
     sampling = _sampling(request, room, config, rng)
+    _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], model)
+    _check_tokens("bad_words", [token for word in sampling.bad_words for token in word], model)
     drafter = request.speculation.drafter or config.default_drafter
     _check_drafter(request.speculation.drafter, model, registry)
     session_id = resume.session_id if resume else f"s-{rng.getrandbits(SESSION_ID_BITS):024x}"  # not to be guessed
@@ -165,8 +167,7 @@ def _finished(
     """Whether a resumed answer had been complete when its stream was lost, and by what."""
     last = committed[-1] if committed else None
     if last is not None:
-        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(model.eos_token_ids))
-        if last in ends:
+        if last in sampling.ends(model.eos_token_ids):
             return Finish(FinishReason.STOP, stop_token_id=last)
         if sampling.stop and codec is not None:
             text = codec.decode(committed)

@@ -65,3 +65,13 @@ class DeadlineExceeded(PacelineError):
 
 class Unavailable(PacelineError):
     """Nobody can serve the request now."""
+
+
+def dead_end(output_len: int) -> InvalidRequest:
+    """The error for options that leave no token to go on with."""
+    return InvalidRequest(
+        "sampling",
+        expected="options that leave a token to go on with",
+        got=f"none after {output_len} tokens",
+        hint="grammar, bad words and min_tokens contradict each other there",
+    )

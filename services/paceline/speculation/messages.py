@@ -41,6 +41,7 @@ class ResyncReason(IntEnum):
     OTHER_INCARNATION = 3
     PREFIX_MISMATCH = 4
     OLD_ROUND = 5
+    DEAD_END = 6  # the options leave no token to go on with, on any worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class Verdict:
     """What one round committed.
 
     Invariant: sources reads ACCEPTED* then at most one of CORRECTED | BONUS | TARGET_ONLY, which is missing only
-    when a stop or the length limit ended the answer inside the accepted run.
+    when a stop or the length limit ended the answer inside the accepted run, or the options leave no token after it.
     """
 
     tokens: tuple[int, ...]

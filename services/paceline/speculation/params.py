@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -133,12 +134,6 @@ class SamplingParams:
     def _refuse_what_is_to_come(self) -> None:
         """Refused by name; the wire has the fields already."""
         coming = {
-            "repetition_penalty": self.repetition_penalty != 1,
-            "presence_penalty": self.presence_penalty != 0,
-            "frequency_penalty": self.frequency_penalty != 0,
-            "logit_bias": bool(self.logit_bias),
-            "min_tokens": self.min_tokens > 0,
-            "bad_words": bool(self.bad_words),
             "logprobs": self.logprobs is not None,
             "prompt_logprobs": self.prompt_logprobs is not None,
             "grammar": self.grammar is not None,
@@ -167,6 +162,16 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the target's token is the argmax, with no noise."""
         return self.temperature == 0
+
+    @property
+    def shapes(self) -> bool:
+        """Whether some option changes logits before temperature, see ``shaping``. A grammar does so by itself."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalties or bool(self.logit_bias) or self.min_tokens > 0 or bool(self.bad_words)
+
+    def ends(self, eos: Iterable[int]) -> frozenset[int]:
+        """Tokens that end the answer. ``eos``: the model's own end-of-sequence tokens."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from paceline.speculation.actions import (
     SessionSpec,
 )
 from paceline.speculation.digest import PrefixDigest
-from paceline.speculation.errors import PacelineError, StaleLease
+from paceline.speculation.errors import PacelineError, StaleLease, dead_end
 from paceline.speculation.leases import Lease, Leases, Side
 from paceline.speculation.messages import (
     EMPTY_PROPOSAL,
@@ -236,6 +236,8 @@ class Session:
         if isinstance(result.outcome, Resync):
             if result.outcome.reason is ResyncReason.STALE_LEASE:
                 return self.fail(StaleLease(f"session {self.spec.session_id} goes on under a newer lease"))
+            if result.outcome.reason is ResyncReason.DEAD_END:
+                return self.fail(dead_end(self.output_len))
             return self._again(lease)
         if not result.outcome.tokens and result.outcome.finish is None:
             return self._again(lease)  # a target that commits nothing is not to be asked for ever

@@ -1,6 +1,7 @@
 """One sampler for target and drafter: logits in, tokens out, noise from coordinates.
 
-The distribution is what is left of softmax(logits / temperature) after top-k, then top-p over what top-k kept, then
+Logits are shaped first if the request's options ask for it (``shaping``). The distribution is what is left of
+softmax(logits / temperature) after top-k, then top-p over what top-k kept, then
 min-p relative to the likeliest token. The token is ``argmax(logit / T - log E)`` over the survivors, E being
 ``paceline.speculation.noise``; greedy is the same rule with no noise. Equal scores go to the lowest token id.
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch import Tensor
 from paceline.speculation import messages
 from paceline.speculation.noise import BLOCK, Noise
 from paceline.speculation.params import SamplingParams
+from paceline.speculation.shaping import RowShaping
 
+NOTHING = -1  # in place of a token: the options leave none
 SAMPLER_VERSION = messages.SAMPLER_VERSION
 
 _FIRST_BLOCKS = 4  # blocks looked into at first; the winner is almost always in one of them
@@ -33,6 +36,7 @@ class Row:
     params: SamplingParams
     position: int  # output position of the token to draw; 0 is the first generated token
     choice: int = 0
+    shaping: RowShaping | None = None  # what the options do to the logits first; None leaves them as they are
 
     @property
     def cut(self) -> bool:
@@ -48,16 +52,18 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         rows: R descriptions.
 
     Returns:
-        int64 [R] on the CPU.
+        int64 [R] on the CPU; NOTHING where shaping left no token.
 
     Raises:
-        FloatingPointError: a row's logits hold NaN, or no finite value.
+        FloatingPointError: a row's logits hold NaN, or no finite value, before shaping.
     """
     if logits.shape[0] != len(rows):
         raise ValueError(f"rows: expected {logits.shape[0]}, one per row of logits, got {len(rows)}")
     out = torch.empty(len(rows), dtype=torch.int64)
     if not rows:
         return out
+    if any(row.shaping is not None for row in rows):
+        return _sample_shaped(logits, rows)
     greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
     full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
@@ -69,11 +75,23 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     return out
 
 
+def shaped(logits: Tensor, row: Row) -> Tensor:
+    """The logits a row's token is drawn from, for ``survivors`` and ``probabilities``.
+
+    Args:
+        logits: [V].
+
+    Returns:
+        float32 [V], all -inf if the options leave no token.
+    """
+    return logits.to(torch.float32) if row.shaping is None else row.shaping.apply(logits)
+
+
 def survivors(logits: Tensor, params: SamplingParams) -> Tensor:
     """Token ids left by top-k, top-p and min-p, likeliest first (equal logits: lowest id first).
 
     Args:
-        logits: float32 or wider [V]; temperature not yet applied.
+        logits: float32 or wider [V], shaped; temperature not yet applied.
 
     Returns:
         int64 [n], n >= 1.
@@ -94,7 +112,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The exact distribution a token is drawn from; the reference the sampler is tested against.
 
     Args:
-        logits: [V].
+        logits: [V], shaped.
 
     Returns:
         float64 [V], summing to 1.
@@ -162,6 +180,22 @@ def _noise(rows: Sequence[Row], device: torch.device) -> Noise:
         [row.position for row in rows],
         device=device,
     )
+
+
+def _sample_shaped(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Rows with and without shaping: the latter are drawn as ever, the former from what their options leave."""
+    out = torch.full((len(rows),), NOTHING)
+    plain = [i for i, row in enumerate(rows) if row.shaping is None]
+    if plain:
+        out[plain] = sample(logits[plain], [rows[i] for i in plain])
+    mine = [i for i, row in enumerate(rows) if row.shaping is not None]
+    _require_finite(logits[mine].amax(dim=1))
+    left = torch.stack([shaped(logits[i], rows[i]) for i in mine])
+    alive = torch.nonzero(left.amax(dim=1) > -math.inf).squeeze(1).tolist()
+    if alive:
+        described = [replace(rows[mine[i]], shaping=None) for i in alive]
+        out[[mine[i] for i in alive]] = sample(left[alive], described)
+    return out
 
 
 def _sample_greedy(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -37,7 +37,7 @@ class Answer:
     def __init__(self, opening: SessionOpen, *, limit: int, eos: Sequence[int], detokenizer: Detokenizer) -> None:
         assert limit >= 1, limit
         params = opening.sampling
-        self._stop_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eos))
+        self._stop_tokens = params.ends(eos)
         self._limit = limit
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(params.stop)

@@ -9,7 +9,9 @@ from itertools import takewhile
 from paceline.engine.interface import Slice
 from paceline.speculation.acceptance import agree
 from paceline.speculation.ledger import SessionLedger
-from paceline.speculation.messages import Fence, SessionOpen, Timing, Verdict, VerifyTask
+from paceline.speculation.messages import Fence, Resync, ResyncReason, SessionOpen, Timing, Verdict, VerifyTask
+from paceline.speculation.sampling import NOTHING
+from paceline.speculation.shaping import Shaping
 from paceline.target.answer import Answer
 from paceline.target.schedule import Share
 from paceline.target.spans import RoundSpan
@@ -39,14 +41,25 @@ class Session:
     """The verifier's half of a lease.
 
     Invariants: ``0 <= kv_len <= len(tokens)``, and below it while the answer goes on, because the last token is fed by
-    the round after it; ``answer`` is what ``ledger.tokens`` make of it; the KV state never exceeds ``reserved``.
+    the round after it; ``answer`` and ``shaping`` are what ``ledger.tokens`` make of them; the KV state never exceeds
+    ``reserved``.
     """
 
-    __slots__ = ("answer", "kv_len", "ledger", "reserved", "round", "touched_s")
+    __slots__ = ("answer", "kv_len", "ledger", "reserved", "round", "shaping", "touched_s")
 
-    def __init__(self, opening: SessionOpen, answer: Answer, *, reserved: int, kv_len: int, now: float) -> None:
+    def __init__(
+        self,
+        opening: SessionOpen,
+        answer: Answer,
+        *,
+        reserved: int,
+        kv_len: int,
+        now: float,
+        shaping: Shaping | None = None,
+    ) -> None:
         self.ledger = SessionLedger(opening)
         self.answer = answer
+        self.shaping = shaping
         self.reserved = reserved  # KV positions set aside
         self.kv_len = min(kv_len, len(opening.tokens) - 1)
         self.touched_s = now
@@ -79,7 +92,8 @@ class Session:
         """The session's rows in a step."""
         assert self.round is not None
         opening, start = self.ledger.opening, self.kv_len
-        fed = tuple(self.ledger.tokens[start : start + share.rows]) + self.round.drafts[: share.drafts]
+        drafts = self.round.drafts[: share.drafts]
+        fed = tuple(self.ledger.tokens[start : start + share.rows]) + drafts
         return Slice(
             session_id=self.session_id,
             start=start,
@@ -88,13 +102,17 @@ class Session:
             sampling=opening.sampling,
             prompt_len=opening.prompt_len,
             choice=opening.choice,
+            shaping=self.shaping.rows(drafts) if self.shaping and share.caught_up else (),
         )
 
-    def commit(self, served: Round, verified: int, samples: Sequence[int], model_id: str) -> Verdict:
-        """Decide acceptance and commit the target's samples, up to the answer's end."""
+    def commit(self, served: Round, verified: int, samples: Sequence[int], model_id: str) -> Verdict | Resync:
+        """Decide acceptance and commit the target's samples, up to the answer's end, or to where nothing may follow."""
         agreement = agree(served.drafts[:verified], samples)
+        possible = agreement.tokens[:-1] if agreement.tokens[-1] == NOTHING else agreement.tokens
+        if not possible:
+            return Resync(ResyncReason.DEAD_END, len(self.ledger.tokens))
         text, count = [], 0
-        for token in agreement.tokens:
+        for token in possible:
             text.append(self.answer.push(token))
             count += 1
             if self.answer.finish is not None:
@@ -108,9 +126,13 @@ class Session:
             finish=self.answer.finish,
             verifier_model_id=model_id,
         )
-        # Accepted drafts are in the KV state already; the corrected or bonus token is not.
-        self.kv_len = len(self.ledger.tokens) + min(count, agreement.accepted)
+        # Accepted drafts are in the KV state already; the corrected or bonus token is not. While the answer goes on,
+        # the last token is fed by the next round, even an accepted one that nothing may follow.
+        fed = count - 1 if verdict.finish is None else min(count, agreement.accepted)
+        self.kv_len = len(self.ledger.tokens) + fed
         self.ledger.commit(served.fence, verdict)
+        if self.shaping is not None:
+            self.shaping.commit(verdict.tokens)
         return verdict
 
     def span(self, served: Round, share: Share, verdict: Verdict | None) -> RoundSpan:

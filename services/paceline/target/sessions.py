@@ -13,6 +13,7 @@ from typing import Protocol
 from paceline.engine.interface import EngineInfo
 from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease, Unavailable
 from paceline.speculation.messages import NO_TRACE, SessionOpen
+from paceline.speculation.shaping import shaping_of
 from paceline.target.answer import Detokenizer, resume
 from paceline.target.schedule import MIN_STEP_TOKENS
 from paceline.target.session import Session
@@ -105,7 +106,13 @@ class SessionTable:
         )
         reserved = self._reserve(opening, held)
         kv_len = held.kv_prefix(opening.tokens) if held else 0
-        self._sessions[opening.session_id] = Session(opening, answer, reserved=reserved, kv_len=kv_len, now=now)
+        shaping = shaping_of(
+            opening.sampling, opening.tokens, prompt_len=opening.prompt_len, vocab_size=self._info.vocab_size,
+            eos=self._info.eos_token_ids,
+        )  # fmt: skip
+        self._sessions[opening.session_id] = Session(
+            opening, answer, reserved=reserved, kv_len=kv_len, now=now, shaping=shaping
+        )
         return held
 
     def drop(self, session: Session) -> None:

@@ -151,12 +151,13 @@ class Verifier:
         assert len(result.samples) == len(seats), (len(result.samples), len(seats))
         served = []
         for seat, samples in zip(seats, result.samples, strict=True):
-            outcome = None
+            outcome: Verdict | Resync | None = None
             if self._is_current(seat):
                 seat.round.step_s += result.duration_s
                 outcome = self._advance(seat, samples, now)
             answer = VerifyResult(seat.round.fence, outcome, seat.round.timing(now)) if outcome else None
-            served.append(Served(seat.session.router_id, answer, seat.session.span(seat.round, seat.share, outcome)))
+            verdict = outcome if isinstance(outcome, Verdict) else None
+            served.append(Served(seat.session.router_id, answer, seat.session.span(seat.round, seat.share, verdict)))
         return served
 
     def fail(self, plan: StepPlan, now: float) -> list[Served]:
@@ -208,7 +209,7 @@ class Verifier:
             self._queue.push(session.router_id, session.session_id)
         return None
 
-    def _advance(self, seat: _Seat, samples: tuple[int, ...], now: float) -> Verdict | None:
+    def _advance(self, seat: _Seat, samples: tuple[int, ...], now: float) -> Verdict | Resync | None:
         session, share = seat.session, seat.share
         session.touched_s = now
         if not share.caught_up:

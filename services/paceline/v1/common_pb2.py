@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18paceline/v1/common.proto\x12\x0bpaceline.v1\"\x82\x07\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x06H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x38\n\x11verification_mode\x18\n \x01(\x0e\x32\x1d.paceline.v1.VerificationMode\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x01H\t\x88\x01\x01\x12?\n\nlogit_bias\x18\x0e \x03(\x0b\x32+.paceline.v1.SamplingOptions.LogitBiasEntry\x12\x17\n\nmin_tokens\x18\x0f \x01(\rH\n\x88\x01\x01\x12-\n\tbad_words\x18\x10 \x03(\x0b\x32\x1a.paceline.v1.TokenSequence\x12\x15\n\x08logprobs\x18\x11 \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\rH\x0c\x88\x01\x01\x12%\n\x07grammar\x18\x13 \x01(\x0b\x32\x14.paceline.v1.Grammar\x12\x1f\n\x12relaxed_acceptance\x18\x14 \x01(\x01H\r\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_ignore_eosB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x15\n\x13_relaxed_acceptance\"\x1c\n\rTokenSequence\x12\x0b\n\x03ids\x18\x01 \x03(\r\"I\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"U\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0f\n\x07top_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"8\n\x12SparseDistribution\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"\x8b\x01\n\x06\x46inish\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.paceline.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bstop_string\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x10\n\x0e_stop_token_idB\x0e\n\x0c_stop_string\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\x80\x01\n\x05\x46\x65nce\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0blease_epoch\x18\x03 \x01(\x04\x12\x10\n\x08round_id\x18\x04 \x01(\x04\x12\x10\n\x08\x62\x61se_len\x18\x05 \x01(\r\x12\x15\n\rprefix_digest\x18\x06 \x01(\x0c\"\xee\x01\n\x06Resync\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.paceline.v1.Resync.Reason\x12\x11\n\tknown_len\x18\x02 \x01(\r\"\xa4\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_UNKNOWN_SESSION\x10\x01\x12\x16\n\x12REASON_STALE_LEASE\x10\x02\x12\x1c\n\x18REASON_OTHER_INCARNATION\x10\x03\x12\x1a\n\x16REASON_PREFIX_MISMATCH\x10\x04\x12\x14\n\x10REASON_OLD_ROUND\x10\x05\"\xa4\x02\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\x12\x11\n\trouter_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x12\n\nprompt_len\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.paceline.v1.SamplingOptions\x12\x0e\n\x06\x63hoice\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0f\n\x07\x64rafter\x18\n \x01(\t\x12\x16\n\x0enumerics_class\x18\x0b \x01(\t\x12(\n\x05trace\x18\x0c \x01(\x0b\x32\x19.paceline.v1.TraceContext\"5\n\x0cOpenResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\"9\n\x0eReleaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\"\xa3\x02\n\x10ModelDescription\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12=\n\x08numerics\x18\x04 \x03(\x0b\x32+.paceline.v1.ModelDescription.NumericsEntry\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x1a/\n\rNumericsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\",\n\tCostPoint\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x7f\n\x0cWorkerLimits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x11\n\tmax_queue\x18\x02 \x01(\r\x12\x18\n\x10max_draft_tokens\x18\x03 \x01(\r\x12\x11\n\tkv_tokens\x18\x04 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\r\"A\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x0f\n\x07step_us\x18\x02 \x01(\x04\x12\x14\n\x0cresidence_us\x18\x03 \x01(\x04\"5\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08*\x98\x01\n\x0bTokenSource\x12\x1c\n\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_SOURCE_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_SOURCE_CORRECTED\x10\x02\x12\x16\n\x12TOKEN_SOURCE_BONUS\x10\x03\x12\x1c\n\x18TOKEN_SOURCE_TARGET_ONLY\x10\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*w\n\x10VerificationMode\x12!\n\x1dVERIFICATION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bVERIFICATION_MODE_AGREEMENT\x10\x01\x12\x1f\n\x1bVERIFICATION_MODE_REJECTION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18paceline/v1/common.proto\x12\x0bpaceline.v1\"\x82\x07\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x06H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x17\n\nignore_eos\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x38\n\x11verification_mode\x18\n \x01(\x0e\x32\x1d.paceline.v1.VerificationMode\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x01H\t\x88\x01\x01\x12?\n\nlogit_bias\x18\x0e \x03(\x0b\x32+.paceline.v1.SamplingOptions.LogitBiasEntry\x12\x17\n\nmin_tokens\x18\x0f \x01(\rH\n\x88\x01\x01\x12-\n\tbad_words\x18\x10 \x03(\x0b\x32\x1a.paceline.v1.TokenSequence\x12\x15\n\x08logprobs\x18\x11 \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\rH\x0c\x88\x01\x01\x12%\n\x07grammar\x18\x13 \x01(\x0b\x32\x14.paceline.v1.Grammar\x12\x1f\n\x12relaxed_acceptance\x18\x14 \x01(\x01H\r\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_ignore_eosB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x15\n\x13_relaxed_acceptance\"\x1c\n\rTokenSequence\x12\x0b\n\x03ids\x18\x01 \x03(\r\"I\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"U\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0f\n\x07top_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"8\n\x12SparseDistribution\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"\x8b\x01\n\x06\x46inish\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.paceline.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bstop_string\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x10\n\x0e_stop_token_idB\x0e\n\x0c_stop_string\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\x80\x01\n\x05\x46\x65nce\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0blease_epoch\x18\x03 \x01(\x04\x12\x10\n\x08round_id\x18\x04 \x01(\x04\x12\x10\n\x08\x62\x61se_len\x18\x05 \x01(\r\x12\x15\n\rprefix_digest\x18\x06 \x01(\x0c\"\x83\x02\n\x06Resync\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.paceline.v1.Resync.Reason\x12\x11\n\tknown_len\x18\x02 \x01(\r\"\xb9\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_UNKNOWN_SESSION\x10\x01\x12\x16\n\x12REASON_STALE_LEASE\x10\x02\x12\x1c\n\x18REASON_OTHER_INCARNATION\x10\x03\x12\x1a\n\x16REASON_PREFIX_MISMATCH\x10\x04\x12\x14\n\x10REASON_OLD_ROUND\x10\x05\x12\x13\n\x0fREASON_DEAD_END\x10\x06\"\xa4\x02\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\x12\x11\n\trouter_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x12\n\nprompt_len\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.paceline.v1.SamplingOptions\x12\x0e\n\x06\x63hoice\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0f\n\x07\x64rafter\x18\n \x01(\t\x12\x16\n\x0enumerics_class\x18\x0b \x01(\t\x12(\n\x05trace\x18\x0c \x01(\x0b\x32\x19.paceline.v1.TraceContext\"5\n\x0cOpenResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\"9\n\x0eReleaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\"\xa3\x02\n\x10ModelDescription\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x16\n\x0enumerics_class\x18\x03 \x01(\t\x12=\n\x08numerics\x18\x04 \x03(\x0b\x32+.paceline.v1.ModelDescription.NumericsEntry\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x1a/\n\rNumericsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\",\n\tCostPoint\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x7f\n\x0cWorkerLimits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x11\n\tmax_queue\x18\x02 \x01(\r\x12\x18\n\x10max_draft_tokens\x18\x03 \x01(\r\x12\x11\n\tkv_tokens\x18\x04 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\r\"A\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x0f\n\x07step_us\x18\x02 \x01(\x04\x12\x14\n\x0cresidence_us\x18\x03 \x01(\x04\"5\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08*\x98\x01\n\x0bTokenSource\x12\x1c\n\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_SOURCE_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_SOURCE_CORRECTED\x10\x02\x12\x16\n\x12TOKEN_SOURCE_BONUS\x10\x03\x12\x1c\n\x18TOKEN_SOURCE_TARGET_ONLY\x10\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*w\n\x10VerificationMode\x12!\n\x1dVERIFICATION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bVERIFICATION_MODE_AGREEMENT\x10\x01\x12\x1f\n\x1bVERIFICATION_MODE_REJECTION\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_MODELDESCRIPTION_NUMERICSENTRY']._loaded_options = None
   _globals['_MODELDESCRIPTION_NUMERICSENTRY']._serialized_options = b'8\001'
-  _globals['_TOKENSOURCE']._serialized_start=2820
-  _globals['_TOKENSOURCE']._serialized_end=2972
-  _globals['_FINISHREASON']._serialized_start=2974
-  _globals['_FINISHREASON']._serialized_end=3069
-  _globals['_VERIFICATIONMODE']._serialized_start=3071
-  _globals['_VERIFICATIONMODE']._serialized_end=3190
+  _globals['_TOKENSOURCE']._serialized_start=2841
+  _globals['_TOKENSOURCE']._serialized_end=2993
+  _globals['_FINISHREASON']._serialized_start=2995
+  _globals['_FINISHREASON']._serialized_end=3090
+  _globals['_VERIFICATIONMODE']._serialized_start=3092
+  _globals['_VERIFICATIONMODE']._serialized_end=3211
   _globals['_SAMPLINGOPTIONS']._serialized_start=42
   _globals['_SAMPLINGOPTIONS']._serialized_end=940
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_start=670
@@ -60,29 +60,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FENCE']._serialized_start=1392
   _globals['_FENCE']._serialized_end=1520
   _globals['_RESYNC']._serialized_start=1523
-  _globals['_RESYNC']._serialized_end=1761
+  _globals['_RESYNC']._serialized_end=1782
   _globals['_RESYNC_REASON']._serialized_start=1597
-  _globals['_RESYNC_REASON']._serialized_end=1761
-  _globals['_SESSIONOPEN']._serialized_start=1764
-  _globals['_SESSIONOPEN']._serialized_end=2056
-  _globals['_OPENRESPONSE']._serialized_start=2058
-  _globals['_OPENRESPONSE']._serialized_end=2111
-  _globals['_RELEASEREQUEST']._serialized_start=2113
-  _globals['_RELEASEREQUEST']._serialized_end=2170
-  _globals['_RELEASERESPONSE']._serialized_start=2172
-  _globals['_RELEASERESPONSE']._serialized_end=2207
-  _globals['_DESCRIBEREQUEST']._serialized_start=2209
-  _globals['_DESCRIBEREQUEST']._serialized_end=2226
-  _globals['_MODELDESCRIPTION']._serialized_start=2229
-  _globals['_MODELDESCRIPTION']._serialized_end=2520
-  _globals['_MODELDESCRIPTION_NUMERICSENTRY']._serialized_start=2473
-  _globals['_MODELDESCRIPTION_NUMERICSENTRY']._serialized_end=2520
-  _globals['_COSTPOINT']._serialized_start=2522
-  _globals['_COSTPOINT']._serialized_end=2566
-  _globals['_WORKERLIMITS']._serialized_start=2568
-  _globals['_WORKERLIMITS']._serialized_end=2695
-  _globals['_TIMING']._serialized_start=2697
-  _globals['_TIMING']._serialized_end=2762
-  _globals['_FILECHUNK']._serialized_start=2764
-  _globals['_FILECHUNK']._serialized_end=2817
+  _globals['_RESYNC_REASON']._serialized_end=1782
+  _globals['_SESSIONOPEN']._serialized_start=1785
+  _globals['_SESSIONOPEN']._serialized_end=2077
+  _globals['_OPENRESPONSE']._serialized_start=2079
+  _globals['_OPENRESPONSE']._serialized_end=2132
+  _globals['_RELEASEREQUEST']._serialized_start=2134
+  _globals['_RELEASEREQUEST']._serialized_end=2191
+  _globals['_RELEASERESPONSE']._serialized_start=2193
+  _globals['_RELEASERESPONSE']._serialized_end=2228
+  _globals['_DESCRIBEREQUEST']._serialized_start=2230
+  _globals['_DESCRIBEREQUEST']._serialized_end=2247
+  _globals['_MODELDESCRIPTION']._serialized_start=2250
+  _globals['_MODELDESCRIPTION']._serialized_end=2541
+  _globals['_MODELDESCRIPTION_NUMERICSENTRY']._serialized_start=2494
+  _globals['_MODELDESCRIPTION_NUMERICSENTRY']._serialized_end=2541
+  _globals['_COSTPOINT']._serialized_start=2543
+  _globals['_COSTPOINT']._serialized_end=2587
+  _globals['_WORKERLIMITS']._serialized_start=2589
+  _globals['_WORKERLIMITS']._serialized_end=2716
+  _globals['_TIMING']._serialized_start=2718
+  _globals['_TIMING']._serialized_end=2783
+  _globals['_FILECHUNK']._serialized_start=2785
+  _globals['_FILECHUNK']._serialized_end=2838
 # @@protoc_insertion_point(module_scope)

@@ -169,12 +169,14 @@ class Resync(_message.Message):
         REASON_OTHER_INCARNATION: _ClassVar[Resync.Reason]
         REASON_PREFIX_MISMATCH: _ClassVar[Resync.Reason]
         REASON_OLD_ROUND: _ClassVar[Resync.Reason]
+        REASON_DEAD_END: _ClassVar[Resync.Reason]
     REASON_UNSPECIFIED: Resync.Reason
     REASON_UNKNOWN_SESSION: Resync.Reason
     REASON_STALE_LEASE: Resync.Reason
     REASON_OTHER_INCARNATION: Resync.Reason
     REASON_PREFIX_MISMATCH: Resync.Reason
     REASON_OLD_ROUND: Resync.Reason
+    REASON_DEAD_END: Resync.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     KNOWN_LEN_FIELD_NUMBER: _ClassVar[int]
     reason: Resync.Reason
