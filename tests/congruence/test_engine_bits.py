@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from paceline.engine.interface import Scores
 from paceline.engine.torch_engine import TorchEngine
+from paceline.speculation.scoring import score
 from torch import Tensor
 
 from tests.congruence.engine_tiny import configs, piece, plan, tiny_engine, tokens_of
@@ -125,3 +129,20 @@ def test_contexts_up_to_700() -> None:
         if chunk:
             engine.forward(plan(piece("pieces", at - len(chunk), chunk, 0)))
         assert torch.equal(engine.forward(plan(piece("pieces", at, tokens[at : at + 1])))[0], whole[at]), at
+
+
+def test_scored_rows_beside_sampled_ones(engine: TorchEngine, reference: Tensor, session: str) -> None:
+    """A prompt's log probabilities are of the same bits, whichever rows of a step they are."""
+    chunk = replace(piece(session, 0, TOKENS[:20], 0), scored=TOKENS[1:21])
+    assert torch.equal(engine.forward(plan(chunk)), reference[:20])
+    last = replace(piece(session, 20, TOKENS[20:30], 3), scored=TOKENS[21:26], logprobs=2)
+    engine.free("beside")
+    assert engine.reserve("beside", 16)
+    logits = engine.forward(plan(piece("beside", 0, TOKENS[:2]), last))
+    assert torch.equal(logits, torch.cat((reference[:2], reference[20:25], reference[27:30])))
+    assert engine.reserve("beside", 16)
+    beside, mine = engine.step(plan(piece("beside", 0, TOKENS[:2]), last)).scores
+    assert beside == Scores()
+    assert mine.prompt == tuple(score(reference[20 + i], TOKENS[21 + i], 0) for i in range(5))
+    drawn = reference[27:30].argmax(dim=1).tolist()
+    assert mine.samples == tuple(score(reference[27 + i], token, 2) for i, token in enumerate(drawn))

@@ -65,6 +65,14 @@ samplings = st.builds(
     stop=st.lists(st.text(min_size=1, max_size=5), max_size=3).map(tuple),
     stop_token_ids=tokens,
     ignore_eos=st.booleans(),
+    repetition_penalty=st.floats(0.1, 10),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=st.dictionaries(u32, st.floats(-100, 100), max_size=4).map(lambda map_: tuple(sorted(map_.items()))),
+    min_tokens=st.integers(0, 1),
+    bad_words=st.lists(st.lists(u32, min_size=1, max_size=4).map(tuple), max_size=3).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
 )
 
 

@@ -9,7 +9,7 @@ from paceline.speculation.actions import (
     Phase,
     Reopen,
 )
-from paceline.speculation.errors import StaleLease
+from paceline.speculation.errors import InvalidRequest, StaleLease
 from paceline.speculation.leases import Side
 from paceline.speculation.messages import (
     NO_TRACE,
@@ -91,6 +91,18 @@ def test_a_newer_lease_elsewhere_ends_the_session() -> None:
     (failed,) = session.on_verdict(VerifyResult(fence, Resync(ResyncReason.STALE_LEASE)), 0.1)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, StaleLease)
+    assert phase(session) is Phase.DONE
+
+
+def test_options_that_leave_no_token_end_the_session_with_their_name() -> None:
+    """On any target it would be the same: nobody opens it again."""
+    session = leased(SpeculationMode.OFF, None)
+    begin(session)
+    fence = session.dispatch(0.0).task.fence
+    (failed,) = session.on_verdict(VerifyResult(fence, Resync(ResyncReason.DEAD_END)), 0.1)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, InvalidRequest)
+    assert (failed.error.field, failed.error.got) == ("sampling", "none after 0 tokens")
     assert phase(session) is Phase.DONE
 
 

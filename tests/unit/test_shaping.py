@@ -17,35 +17,14 @@ from paceline.speculation.sampling import NOTHING, Row, probabilities, sample, s
 from paceline.speculation.shaping import Shaping, shaping_of
 from torch import Tensor
 
+from tests.unit.shaping_reference import shaped_slowly
+
 VOCAB = 24
 EOS = 23
 
 
 def _logits(seed: int, vocabulary: int = VOCAB) -> Tensor:
     return 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
-
-
-def _reference(logits: Sequence[float], params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Any:
-    """One token after the other, in float32, by the words of the documentation."""
-    out = np.array(logits, dtype=np.float32)
-    before = [*prompt, *output]
-    ends = {*params.stop_token_ids} | (set() if params.ignore_eos else {EOS})
-    biases = dict(params.logit_bias)
-    for token in range(len(out)):
-        if token in ends and len(output) < params.min_tokens:
-            out[token] = -np.inf
-        for word in params.bad_words:
-            head = list(word[:-1])
-            if word[-1] == token and (not head or before[-len(head) :] == head):
-                out[token] = -np.inf
-        out[token] += np.float32(biases.get(token, 0))
-        if token in before:
-            penalty = np.float32(params.repetition_penalty)
-            out[token] = out[token] / penalty if out[token] > 0 else out[token] * penalty
-        times = output.count(token)
-        if times:
-            out[token] -= np.float32(params.presence_penalty + params.frequency_penalty * times)
-    return out
 
 
 tokens = st.integers(0, VOCAB - 1)
@@ -74,7 +53,7 @@ def test_every_row_is_the_reference_however_its_tokens_came(
     """Known at the start, committed later, or drafts of a row: the same bits."""
     params = SamplingParams(max_tokens=64, **given_)
     logits = _logits(seed)
-    expected = _reference(logits.tolist(), params, prompt, output)
+    expected = shaped_slowly(logits.tolist(), params, prompt, output, eos=EOS)
     cut = min(cut, len(output))
     shaping = shaping_of(params, prompt + output[:cut], prompt_len=len(prompt), vocab_size=VOCAB, eos=[EOS])
     if shaping is None:

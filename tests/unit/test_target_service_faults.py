@@ -7,11 +7,16 @@ import asyncio
 import grpc
 import pytest
 from paceline.runtime import wire
+from paceline.runtime.server import MAX_MESSAGE_BYTES
 from paceline.speculation.errors import InvalidRequest, Overloaded
 from paceline.speculation.messages import (
     Resync,
     ResyncReason,
     StepReport,
+    TokenLogprobs,
+    TokenSource,
+    Verdict,
+    VerifyResult,
 )
 from paceline.target.streams import RouterStream, Streams
 from paceline.v1 import common_pb2 as common
@@ -150,3 +155,19 @@ async def test_answers_of_routers_that_are_gone_are_dropped() -> None:
     streams.deliver({"gone": []}, StepReport())
     nameless = streams.add()
     assert not streams.remove(nameless)
+
+
+async def test_answers_too_large_for_one_message_go_in_several() -> None:
+    logprobs = (TokenLogprobs(-1.0, 1, tuple(range(2**20, 2**20 + 20)), (-1.0,) * 20),) * 2000
+    verdict = Verdict((1,), (TokenSource.TARGET_ONLY,), 0, 0, logprobs=logprobs[:1], prompt_logprobs=logprobs)
+    answers = [VerifyResult(task(opening(f"s{i}")).fence, verdict) for i in range(9)]
+    streams = Streams()
+    stream = streams.add()
+    stream.name("r1")
+    streams.deliver({"r1": answers}, StepReport(7, 9, 9, 1))
+    stream.close()
+    messages = [message async for message in stream]
+    assert len(messages) > 1
+    assert all(message.ByteSize() < MAX_MESSAGE_BYTES / 2 for message in messages)
+    assert [wire.from_verify_result(result) for message in messages for result in message.results] == answers
+    assert [message.step.step_id for message in messages] == [7] + [0] * (len(messages) - 1)

@@ -84,8 +84,8 @@ class Layout:
         sampled: list[int] = []
         for piece in plan.slices:
             pages = table.holding(piece.session_id).pages
+            sampled += [len(slots) + row for row in piece.logit_rows]
             slots += [pages[at // PAGE] * PAGE + at % PAGE for at in range(piece.start, piece.end)]
-            sampled += range(len(slots) - piece.samples, len(slots))
         padding = [0] * (-len(tokens) % self.row_tile)
         return Batch(
             input_ids=self._tensor(tokens + padding)[None],

@@ -152,22 +152,21 @@ class FakeEngine:
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine."""
         logits = self.forward(plan)
-        samples = draw(plan, logits)
+        samples, scores = draw(plan, logits)
         duration_s = self._duration(plan)
         if self._sleep is not None and duration_s > 0:
             self._sleep(duration_s)
-        return StepResult(samples, duration_s)
+        return StepResult(samples, duration_s, scores)
 
     def forward(self, plan: StepPlan) -> Tensor:
-        """Take a plan's tokens in; float32 logits [R, vocab] of its sampled rows."""
+        """Take a plan's tokens in; float32 logits [R, vocab] of its slices' ``logit_rows``."""
         self._table.begin(plan)
         rows: list[Tensor] = []
         for piece in plan.slices:
             assert all(0 <= token < self.options.vocab_size for token in piece.tokens), piece.tokens
             tokens = self._tokens[piece.session_id]
             tokens[piece.start :] = piece.tokens
-            ends = range(piece.end - piece.samples + 1, piece.end + 1)
-            rows += [self.next_logits(tokens[:end]) for end in ends]
+            rows += [self.next_logits(tokens[: piece.start + row + 1]) for row in piece.logit_rows]
         self._table.commit(plan)
         return torch.stack(rows) if rows else torch.empty(0, self.options.vocab_size)
 

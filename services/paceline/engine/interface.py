@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from paceline.speculation.messages import TokenLogprobs
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
 
@@ -21,7 +22,8 @@ class Slice:
 
     Tokens are written at positions ``start … start + len(tokens) - 1``; everything the engine held at or after
     ``start`` is forgotten, which is how a rejected draft is rolled back. The last ``samples`` rows are sampled: row r
-    yields the token after it, drawn with the noise of output position ``position(r) + 1 - prompt_len``.
+    yields the token after it, drawn with the noise of output position ``position(r) + 1 - prompt_len``. The first
+    ``len(scored)`` rows yield the log probabilities of the tokens that are known to follow them.
     """
 
     session_id: str
@@ -32,17 +34,25 @@ class Slice:
     prompt_len: int
     choice: int = 0
     shaping: tuple[RowShaping, ...] = ()  # of each sampled row, or of none
+    logprobs: int | None = None  # likeliest tokens to report with each sampled one; None reports nothing
+    scored: tuple[int, ...] = ()  # of the prompt, the tokens that follow the first rows
+    scored_likeliest: int = 0  # likeliest tokens to report with each of them
 
     def __post_init__(self) -> None:
         assert self.start >= 0, self
         assert self.tokens, self
-        assert 0 <= self.samples <= len(self.tokens), self
+        assert 0 <= self.samples <= len(self.tokens) - len(self.scored), self
         assert len(self.shaping) in (0, self.samples), self
 
     @property
     def end(self) -> int:
         """Length of the session's KV state after the step."""
         return self.start + len(self.tokens)
+
+    @property
+    def logit_rows(self) -> list[int]:
+        """The rows whose logits are wanted, by their place in ``tokens``: the scored ones, then the sampled ones."""
+        return [*range(len(self.scored)), *range(len(self.tokens) - self.samples, len(self.tokens))]
 
     @property
     def first_noise_position(self) -> int:
@@ -63,6 +73,14 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Log probabilities of one slice: of its scored tokens, and of the sampled ones if they were asked for."""
+
+    prompt: tuple[TokenLogprobs, ...] = ()
+    samples: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration.
 
@@ -71,6 +89,7 @@ class StepResult:
 
     samples: tuple[tuple[int, ...], ...]
     duration_s: float
+    scores: tuple[Scores, ...] = ()  # one per slice; empty if no slice asks for any
 
 
 @dataclass(frozen=True, slots=True)

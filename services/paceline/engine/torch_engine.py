@@ -100,11 +100,11 @@ class TorchEngine:
         """See Engine. Raises FloatingPointError if the model yields NaN."""
         started = time.perf_counter()
         logits = self.forward(plan)
-        samples = draw(plan, logits)
-        return StepResult(samples, time.perf_counter() - started)
+        samples, scores = draw(plan, logits)
+        return StepResult(samples, time.perf_counter() - started, scores)
 
     def forward(self, plan: StepPlan) -> Tensor:
-        """Run a plan without sampling: logits [R, V] of its sampled rows, in the model's dtype."""
+        """Run a plan without sampling: logits [R, V] of its slices' ``logit_rows``, in the model's dtype."""
         return self._forward(plan, self._table, self._store)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:

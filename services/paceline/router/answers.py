@@ -86,6 +86,8 @@ class Answer:
             verified=verdict.verify_len,
             accepted=verdict.accepted,
             lease_epoch=commit.lease_epoch,
+            logprobs=verdict.logprobs,
+            prompt_logprobs=verdict.prompt_logprobs,
         )
 
     def complete(self, finish: Finish) -> Completed:

@@ -7,7 +7,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from paceline.router.ingress_context import checked_request_id
 from paceline.router.requests import Committed, Completed, Event, Model, Request, Resume, SamplingRequest, Started
-from paceline.runtime.wire import SAMPLING_FIELDS, biases_of, from_grammar, to_finish
+from paceline.runtime.wire import SAMPLING_FIELDS, biases_of, from_grammar, to_finish, to_logprobs
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import TokenSource as Source
 from paceline.speculation.messages import Trace
@@ -168,6 +168,8 @@ def _committed(event: Committed) -> generation.Tokens:
         verified=event.verified,
         accepted=event.accepted,
         lease_epoch=event.lease_epoch,
+        logprobs=to_logprobs(event.logprobs),
+        prompt_logprobs=to_logprobs(event.prompt_logprobs),
     )
 
 

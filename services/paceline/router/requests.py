@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from paceline.speculation.messages import NO_TRACE, Finish, RoundStats, TokenSource, Trace
+from paceline.speculation.messages import NO_TRACE, Finish, RoundStats, TokenLogprobs, TokenSource, Trace
 from paceline.speculation.params import Grammar, SpeculationParams, VerificationMode
 
 
@@ -99,6 +99,8 @@ class Committed:
     verified: int
     accepted: int
     lease_epoch: int
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, if asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
 
 
 @dataclass(frozen=True, slots=True)

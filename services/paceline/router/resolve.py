@@ -20,6 +20,7 @@ SEED_BITS = 53  # what a JSON number holds exactly, so that a reported seed can 
 SESSION_ID_BITS = 96
 MAX_SESSION_ID_CHARS = 128
 MAX_CHOICES = 128
+MAX_PROMPT_LOGPROBS = 2**16  # numbers in one report: it is one message
 MAX_LEASE_EPOCH = 2**62  # leaves room to open many more times below the wire's 2**64
 
 
@@ -89,6 +90,7 @@ def resolve(
     sampling = _sampling(request, room, config, rng)
     _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], model)
     _check_tokens("bad_words", [token for word in sampling.bad_words for token in word], model)
+    _check_prompt_logprobs(sampling, len(prompt))
     drafter = request.speculation.drafter or config.default_drafter
     _check_drafter(request.speculation.drafter, model, registry)
     session_id = resume.session_id if resume else f"s-{rng.getrandbits(SESSION_ID_BITS):024x}"  # not to be guessed
@@ -152,6 +154,13 @@ def _check_tokens(field: str, tokens: Sequence[int], model: TargetInfo) -> None:
     worst = max(tokens, default=0)
     if worst >= model.vocab_size or min(tokens, default=0) < 0:
         raise InvalidRequest(field, expected=f"token ids from 0 to {model.vocab_size - 1}", got=worst)
+
+
+def _check_prompt_logprobs(sampling: SamplingParams, prompt_len: int) -> None:
+    if sampling.prompt_logprobs is not None and prompt_len * (sampling.prompt_logprobs + 1) > MAX_PROMPT_LOGPROBS:
+        most = MAX_PROMPT_LOGPROBS // prompt_len - 1
+        expected = f"at most {most} for a prompt of {prompt_len} tokens" if most >= 0 else "a shorter prompt beside it"
+        raise InvalidRequest("prompt_logprobs", expected=expected, got=sampling.prompt_logprobs)
 
 
 def _check_drafter(wanted: str, model: TargetInfo, registry: Registry) -> None:

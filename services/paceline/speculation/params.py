@@ -134,8 +134,6 @@ class SamplingParams:
     def _refuse_what_is_to_come(self) -> None:
         """Refused by name; the wire has the fields already."""
         coming = {
-            "logprobs": self.logprobs is not None,
-            "prompt_logprobs": self.prompt_logprobs is not None,
             "grammar": self.grammar is not None,
             "relaxed_acceptance": self.relaxed_acceptance is not None,
         }

@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from paceline.engine.interface import Slice
+from paceline.engine.interface import Scores, Slice
 from paceline.speculation.acceptance import agree
 from paceline.speculation.ledger import SessionLedger
-from paceline.speculation.messages import Fence, Resync, ResyncReason, SessionOpen, Timing, Verdict, VerifyTask
+from paceline.speculation.messages import (
+    Fence,
+    Resync,
+    ResyncReason,
+    SessionOpen,
+    Timing,
+    TokenLogprobs,
+    Verdict,
+    VerifyTask,
+)
 from paceline.speculation.sampling import NOTHING
 from paceline.speculation.shaping import Shaping
 from paceline.target.answer import Answer
@@ -42,10 +51,10 @@ class Session:
 
     Invariants: ``0 <= kv_len <= len(tokens)``, and below it while the answer goes on, because the last token is fed by
     the round after it; ``answer`` and ``shaping`` are what ``ledger.tokens`` make of them; the KV state never exceeds
-    ``reserved``.
+    ``reserved``. While the prompt's log probabilities are wanted, those of ``tokens[1 : kv_len + 1]`` are there.
     """
 
-    __slots__ = ("answer", "kv_len", "ledger", "reserved", "round", "shaping", "touched_s")
+    __slots__ = ("answer", "kv_len", "ledger", "prompt_logprobs", "reserved", "round", "shaping", "touched_s")
 
     def __init__(
         self,
@@ -61,7 +70,9 @@ class Session:
         self.answer = answer
         self.shaping = shaping
         self.reserved = reserved  # KV positions set aside
-        self.kv_len = min(kv_len, len(opening.tokens) - 1)
+        self.kv_len = min(kv_len, reusable_kv(opening))
+        # As far as they are known; None if they are not wanted (any more).
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if wants_prompt_logprobs(opening) else None
         self.touched_s = now
         self.round: Round | None = None
 
@@ -103,9 +114,27 @@ class Session:
             prompt_len=opening.prompt_len,
             choice=opening.choice,
             shaping=self.shaping.rows(drafts) if self.shaping and share.caught_up else (),
+            logprobs=opening.sampling.logprobs,
+            scored=self._scored(share.rows),
+            scored_likeliest=opening.sampling.prompt_logprobs or 0,
         )
 
-    def commit(self, served: Round, verified: int, samples: Sequence[int], model_id: str) -> Verdict | Resync:
+    def _scored(self, rows: int) -> tuple[int, ...]:
+        """The tokens of the prompt that follow the next rows, if their log probabilities are wanted."""
+        if self.prompt_logprobs is None:
+            return ()
+        end = min(self.kv_len + rows + 1, self.ledger.opening.prompt_len)
+        return tuple(self.ledger.tokens[self.kv_len + 1 : end])
+
+    def catch_up(self, rows: int, scores: Scores) -> None:
+        """A step fed ``rows`` of the tokens that were missing, and sampled nothing."""
+        self.kv_len += rows
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs += scores.prompt
+
+    def commit(
+        self, served: Round, verified: int, samples: Sequence[int], scores: Scores, model_id: str
+    ) -> Verdict | Resync:
         """Decide acceptance and commit the target's samples, up to the answer's end, or to where nothing may follow."""
         agreement = agree(served.drafts[:verified], samples)
         possible = agreement.tokens[:-1] if agreement.tokens[-1] == NOTHING else agreement.tokens
@@ -125,7 +154,10 @@ class Session:
             text="".join(text),
             finish=self.answer.finish,
             verifier_model_id=model_id,
+            logprobs=scores.samples[:count],
+            prompt_logprobs=(*(self.prompt_logprobs or ()), *scores.prompt),
         )
+        self.prompt_logprobs = None
         # Accepted drafts are in the KV state already; the corrected or bonus token is not. While the answer goes on,
         # the last token is fed by the next round, even an accepted one that nothing may follow.
         fed = count - 1 if verdict.finish is None else min(count, agreement.accepted)
@@ -154,12 +186,29 @@ class Session:
         """Assert the invariants, printing all terms."""
         ledger, answer = self.ledger, self.answer
         length, prompt_len = len(ledger.tokens), ledger.opening.prompt_len
+        known = self.prompt_logprobs
         terms = f"{self.session_id}: kv {self.kv_len}, tokens {length}, prompt {prompt_len}, reserved {self.reserved}"
         assert 0 <= self.kv_len <= length <= self.reserved, terms
         assert self.kv_len < length or answer.finish is not None, terms
+        assert known is None or len(known) == min(self.kv_len, prompt_len - 1), (
+            f"{terms}: {len(known)} log probabilities"
+        )
         assert answer.committed == ledger.committed, f"{terms}: answer {answer.committed}, ledger {ledger.committed}"
         assert ledger.committed <= ledger.opening.sampling.max_tokens, f"{terms}: {ledger.opening.sampling}"
         assert answer.finish is None or self.round is None, f"{terms}: a round after {answer.finish}"
+
+
+def wants_prompt_logprobs(opening: SessionOpen) -> bool:
+    """Whether the first verdict reports them: not of an answer that has begun, whose caller has them already."""
+    return opening.sampling.prompt_logprobs is not None and len(opening.tokens) == opening.prompt_len
+
+
+def reusable_kv(opening: SessionOpen) -> int:
+    """How many leading tokens of a session may come from a KV state computed before.
+
+    The last token is always fed, and every token of a prompt whose log probabilities are wanted.
+    """
+    return 0 if wants_prompt_logprobs(opening) else len(opening.tokens) - 1
 
 
 def _us(seconds: float) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from paceline.engine.interface import EngineInfo, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, Scores, StepPlan, StepResult
 from paceline.speculation import ledger
 from paceline.speculation.messages import (
     Fence,
@@ -150,11 +150,12 @@ class Verifier:
         seats = self._end_step(plan)
         assert len(result.samples) == len(seats), (len(result.samples), len(seats))
         served = []
-        for seat, samples in zip(seats, result.samples, strict=True):
+        scores = result.scores or (Scores(),) * len(seats)
+        for seat, samples, scored in zip(seats, result.samples, scores, strict=True):
             outcome: Verdict | Resync | None = None
             if self._is_current(seat):
                 seat.round.step_s += result.duration_s
-                outcome = self._advance(seat, samples, now)
+                outcome = self._advance(seat, samples, scored, now)
             answer = VerifyResult(seat.round.fence, outcome, seat.round.timing(now)) if outcome else None
             verdict = outcome if isinstance(outcome, Verdict) else None
             served.append(Served(seat.session.router_id, answer, seat.session.span(seat.round, seat.share, verdict)))
@@ -209,15 +210,15 @@ class Verifier:
             self._queue.push(session.router_id, session.session_id)
         return None
 
-    def _advance(self, seat: _Seat, samples: tuple[int, ...], now: float) -> Verdict | Resync | None:
+    def _advance(self, seat: _Seat, samples: tuple[int, ...], scores: Scores, now: float) -> Verdict | Resync | None:
         session, share = seat.session, seat.share
         session.touched_s = now
         if not share.caught_up:
-            session.kv_len += share.rows
+            session.catch_up(share.rows, scores)
             self._queue.push(session.router_id, session.session_id)
             return None
         session.round = None
-        return session.commit(seat.round, share.drafts, samples, self.info.model_id)
+        return session.commit(seat.round, share.drafts, samples, scores, self.info.model_id)
 
     def _end_step(self, plan: StepPlan) -> list[_Seat]:
         assert plan is self._plan, f"step {plan.step_id} is not the one under way"
