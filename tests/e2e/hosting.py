@@ -85,7 +85,8 @@ class Hosted:
             for _ in range(4 * self.replicas):  # the kernel spreads connections by chance
                 with contextlib.suppress(httpx.HTTPError):
                     status = await self.status()
-                    found[status["pid"]] = status
+                    if status["stats"]["connected"]:  # a new one has reached no worker yet, and counts nothing
+                        found[status["pid"]] = status
             for pid in [pid for pid in found if not alive(pid)]:
                 del found[pid]
             return len(found) >= (wanted or self.replicas)

@@ -117,6 +117,38 @@ async def test_a_replica_serves_both_ways_and_says_when_it_is_ready() -> None:
         port.close()
 
 
+async def test_a_replica_listens_when_it_can_serve_or_has_waited_long_enough() -> None:
+    reached = asyncio.Event()
+
+    async def connect(config: RouterConfig) -> Backend:
+        await reached.wait()
+        return ScriptedRouter()
+
+    async def listens() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", ports[1].port)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        return True
+
+    ports = [Reservation(name, "127.0.0.1", 0) for name in ("grpc_port", "http_port")]
+    early = Replica(RouterConfig(), ports[0].port, ports[1].port, connect, listen_anyway_s=30)
+    starting = asyncio.create_task(early.start())
+    await asyncio.sleep(0.1)
+    assert not await listens()  # the kernel sends nobody here yet
+    late = Replica(RouterConfig(), ports[0].port, ports[1].port, connect, listen_anyway_s=0.05)
+    await late.start()
+    assert await listens()  # to say that there is no target
+    await late.stop()
+    reached.set()
+    await asyncio.wait_for(starting, 5)
+    assert await listens()
+    await early.stop()
+    for port in ports:
+        port.close()
+
+
 def test_a_reserved_port_is_shared_by_those_who_were_told() -> None:
     reservation = Reservation("grpc_port", "127.0.0.1", 0)
     with shared_socket("127.0.0.1", reservation.port) as first, shared_socket("127.0.0.1", reservation.port) as second:

@@ -67,6 +67,10 @@ class Connecting:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _PAUSE_MAX_S)
 
+    async def attempted(self, within_s: float) -> None:
+        """Wait until there is a router, but no longer than ``within_s``."""
+        await asyncio.wait((self._task,), timeout=within_s)
+
     @property
     def failure(self) -> BaseException | None:
         """The bug that ended the attempts to connect, if one did."""

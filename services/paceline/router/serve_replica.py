@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 2.0
 """Answers under way get this long when a replica stops."""
+LISTEN_ANYWAY_S = 3.0
+"""A replica that has reached no target by then listens all the same, to say so. Until then clients are better off with
+the others that share its ports: a connection stays where the kernel put it, and so do all attempts on it."""
 _HEALTH_POLL_S = 0.25
 _SPARE_CALLS = 64  # health checks, model lists, and refusals the router words better than the server would
 
@@ -40,8 +43,17 @@ class Facts:
 class Replica:
     """A router behind its ingresses, on ports that other replicas share."""
 
-    def __init__(self, config: RouterConfig, grpc_port: int, http_port: int, connect: Connect) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        grpc_port: int,
+        http_port: int,
+        connect: Connect,
+        *,
+        listen_anyway_s: float = LISTEN_ANYWAY_S,
+    ) -> None:
         self._config = config
+        self._listen_anyway_s = listen_anyway_s
         keys = load_keys(config)
         self._backend = Connecting(lambda: connect(config))
         self._grpc = grpc_ingress(
@@ -58,7 +70,8 @@ class Replica:
         self._health: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises OSError if a port is taken."""
+        """Listen once there is a target, or after ``listen_anyway_s``. Raises OSError if a port is taken."""
+        await self._backend.attempted(self._listen_anyway_s)
         self._http = HttpServer(self._app, shared_socket(self._config.http_host, self._http_port), grace_s=DRAIN_S)
         await self._http.start()
         await self._grpc.start()
