@@ -47,6 +47,7 @@ def test_text_goes_to_standard_output_and_the_closing_line_to_standard_error(ser
 
 def test_every_option_reaches_the_server(server: Scripted) -> None:
     options = "--raw --top-k 5 --top-p 0.9 --min-p 0.1 --seed 3 --stop a --stop b --model m --drafter ngram"
+    options += " --repetition-penalty 1.1 --presence-penalty 0.5 --frequency-penalty -1 --min-tokens 2 --logprobs 3"
     result = invoke(server, "p", *options.split(), "--speculation", "6", "--api-key", "secret")
     assert result.exit_code == 0
     [request] = server.requests
@@ -54,6 +55,8 @@ def test_every_option_reaches_the_server(server: Scripted) -> None:
     assert (request.text, request.model) == ("p", "m")
     assert (sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed) == (5, 0.9, 0.1, 3)
     assert list(sampling.stop) == ["a", "b"]
+    penalties = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+    assert (*penalties, sampling.min_tokens, sampling.logprobs) == (1.1, 0.5, -1, 2, 3)
     assert (speculation.mode, speculation.max_draft_tokens, speculation.drafter) == (
         generation_pb2.SPECULATION_MODE_FIXED,
         6,

@@ -74,6 +74,15 @@ WRONG: list[tuple[str, Any]] = [
     ("stop_token_ids", (-1,)),
     ("stop_token_ids", (2**32,)),
     ("stop_token_ids", (1,) * 65),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", 10.1),
+    ("presence_penalty", -2.1),
+    ("frequency_penalty", float("nan")),
+    ("logprobs", 21),
+    ("prompt_logprobs", -1),
+    ("bad_words", ((),)),
+    ("bad_words", ((1,) * 33,)),
+    ("bad_words", ((1,),) * 257),
 ]
 
 
@@ -84,6 +93,43 @@ def test_wrong_sampling_is_refused_in_the_words_of_the_server(field: str, value:
     with pytest.raises(InvalidRequestError) as ours:
         build_request("x", cast(GenerateOptions, {field: value}))
     assert str(ours.value) == str(servers.value)
+
+
+def test_options_reach_the_wire_as_they_are() -> None:
+    options: GenerateOptions = {
+        "repetition_penalty": 1.25, "presence_penalty": -0.5, "frequency_penalty": 2, "logit_bias": {7: -100, 3: 0.5},
+        "min_tokens": 4, "bad_words": [(1, 2), [3]], "logprobs": 0, "prompt_logprobs": 20, "choice": 127,
+    }  # fmt: skip
+    request = build_request("x", options)
+    sampling = request.sampling
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.25, -0.5, 2)
+    assert dict(sampling.logit_bias) == {7: -100, 3: 0.5}
+    assert [list(word.ids) for word in sampling.bad_words] == [[1, 2], [3]]
+    assert (sampling.min_tokens, sampling.logprobs, sampling.prompt_logprobs) == (4, 0, 20)
+    assert sampling.HasField("logprobs")
+    assert request.choice == 127
+    empty = build_request("x", {"logprobs": None, "logit_bias": None, "bad_words": None})
+    assert not empty.sampling.ListFields()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logit_bias", [1]),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {1: "much"}),
+        ("logit_bias", dict.fromkeys(range(1025), 1.0)),
+        ("min_tokens", -1),
+        ("bad_words", ["word"]),
+        ("bad_words", [[-1]]),
+        ("choice", 128),
+        ("choice", None),
+    ],
+)
+def test_other_wrong_options_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: expected "):
+        build_request("x", cast(GenerateOptions, {field: value}))
 
 
 @pytest.mark.parametrize(

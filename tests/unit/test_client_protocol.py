@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from paceline.v1 import common_pb2, generation_pb2
-from paceline_client import FinishReason, ServerError, TokenSource
+from paceline_client import FinishReason, ServerError, TokenLogprobs, TokenSource
 
 from tests.unit.test_client_scripted import (
     ANSWER,
@@ -13,6 +13,7 @@ from tests.unit.test_client_scripted import (
     FakeRouter,
     Response,
     Server,
+    completed,
     started,
     tokens_at,
     whole,
@@ -32,6 +33,11 @@ ONE = tokens_at(0, [ACCEPTED, ACCEPTED])
 UNEVEN = Response(tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=["TOKEN_SOURCE_BONUS"]))
 
 
+SHORT = Response(
+    tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=[ACCEPTED, ACCEPTED], logprobs=[common_pb2.TokenLogprobs()])
+)
+
+
 @pytest.mark.parametrize(
     ("responses", "message"),
     [
@@ -39,6 +45,7 @@ UNEVEN = Response(tokens=generation_pb2.Tokens(token_ids=[1, 2], sources=["TOKEN
         ((Response(completed=generation_pb2.Completed()),), "Completed came before Started"),
         ((started(), started(seed=8)), "seed: expected 7 again, got 8"),
         ((started(), UNEVEN), "sources: expected 2, got 1"),
+        ((started(), SHORT), "logprobs: expected 2, got 1"),
         ((started(), ONE, tokens_at(3, [ACCEPTED])), "index: expected 2, the tokens received so far, got 3"),
     ],
 )
@@ -116,3 +123,27 @@ async def test_a_resume_that_does_not_fit_is_refused(kind: str, act: Act, messag
     assert caught.value.received is not None
     assert caught.value.received.token_ids == tuple(ANSWER[:4])
     assert len(server.router.requests) == 2
+
+
+def scored(index: int, count: int, prompt: int = 0) -> Response:
+    """Tokens as the answer has them, each with a log probability of minus its index."""
+    response = tokens_at(index, [ACCEPTED] * count)
+    for place in range(index, index + count):
+        response.tokens.logprobs.add(logprob=-place, rank=place, top_ids=[9, 8], top_logprobs=[-0.5, -1.0])
+    for place in range(prompt):
+        response.tokens.prompt_logprobs.add(logprob=-100 - place, rank=1)
+    return response
+
+
+async def test_log_probabilities_stay_with_their_tokens_through_a_lost_stream(kind: str) -> None:
+    """A repeated round brings only what was missing, and the prompt's come once."""
+    first, again = scored(0, 3, prompt=2), scored(0, 5, prompt=2)
+    acts = (
+        Act(responses=(started(), first)),
+        Act(responses=(started(), again, completed([again.tokens]))),
+    )
+    async with Server(FakeRouter(*acts)) as server, AnyClient(kind, server.address) as client:
+        answer = await client.stream(logprobs=2, prompt_logprobs=0).result()
+    assert [token.logprobs and token.logprobs.logprob for token in answer.tokens] == [0, -1, -2, -3, -4]
+    assert answer.tokens[4].logprobs == TokenLogprobs(-4, 4, (9, 8), (-0.5, -1.0))
+    assert [each.logprob for each in answer.prompt_logprobs] == [-100, -101]

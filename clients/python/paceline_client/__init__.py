@@ -32,6 +32,7 @@ from paceline_client._types import (
     SpeculationMetrics,
     Started,
     Token,
+    TokenLogprobs,
     TokenSource,
     Usage,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Stream",
     "StreamClosedError",
     "Token",
+    "TokenLogprobs",
     "TokenSource",
     "UnavailableError",
     "Usage",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from paceline.v1 import generation_pb2
 
 from paceline_client._errors import ServerError
-from paceline_client._types import Chunk, Finish, SpeculationMetrics, Started, Token, TokenSource, Usage
-from paceline_client._wire import finish_of, metrics_of, source_of, started_of, usage_of
+from paceline_client._types import Chunk, Finish, SpeculationMetrics, Started, Token, TokenLogprobs, TokenSource, Usage
+from paceline_client._wire import finish_of, logprobs_of, metrics_of, source_of, started_of, usage_of
 
 
 class Assembly:
@@ -22,6 +22,7 @@ class Assembly:
         self.lease_epoch = 0
         self.class_changed = False
         self.tokens: list[Token] = []
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self.finish: Finish | None = None
         self.usage: Usage | None = None
         self.metrics: SpeculationMetrics | None = None
@@ -65,6 +66,8 @@ class Assembly:
             raise self._broken("Tokens came before Started")
         if len(message.sources) != len(message.token_ids):
             raise self._broken(f"sources: expected {len(message.token_ids)}, got {len(message.sources)}")
+        if len(message.logprobs) not in {0, len(message.token_ids)}:
+            raise self._broken(f"logprobs: expected {len(message.token_ids)}, got {len(message.logprobs)}")
         self.lease_epoch = max(self.lease_epoch, message.lease_epoch)
         received = len(self.tokens)
         if message.index > received:
@@ -78,6 +81,8 @@ class Assembly:
             self._check_repeat(message, known)
             text = self._unseen(message)
         tokens = self._tokens(message, known)
+        prompt_logprobs = () if self.prompt_logprobs else logprobs_of(message.prompt_logprobs)
+        self.prompt_logprobs = self.prompt_logprobs or prompt_logprobs
         self._starts[received] = len(self._text)
         self._text.append(text)
         self.tokens.extend(tokens)
@@ -93,6 +98,7 @@ class Assembly:
             drafted=message.drafted,
             verified=message.verified,
             accepted=message.accepted,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def complete(self, message: generation_pb2.Completed) -> None:
@@ -105,6 +111,7 @@ class Assembly:
 
     def _tokens(self, message: generation_pb2.Tokens, skip: int) -> tuple[Token, ...]:
         tokens = []
+        logprobs = logprobs_of(message.logprobs)
         for offset in range(skip, len(message.token_ids)):
             source = source_of(message.sources[offset])
             accepted = source is TokenSource.ACCEPTED
@@ -117,6 +124,7 @@ class Assembly:
                     verifier_model_id=message.verifier_model_id,
                     round_id=message.round_id,
                     drafter=message.drafter,
+                    logprobs=logprobs[offset] if logprobs else None,
                 )
             )
         return tuple(tokens)

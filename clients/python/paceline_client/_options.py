@@ -6,15 +6,16 @@ Obvious mistakes are refused here, in the server's own words, to spare a round t
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from paceline.v1 import common_pb2, generation_pb2
+from paceline.v1 import generation_pb2
 
+from paceline_client import _checks as checks
 from paceline_client._errors import InvalidRequestError
+from paceline_client._sampling import sampling_of
 
 _INVALID = InvalidRequestError.of_field
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
@@ -44,7 +45,7 @@ class Speculation:
         if self.mode not in _MODES:
             raise _INVALID("speculation.mode", expected="auto, off or fixed", got=self.mode)
         if self.max_draft_tokens is not None:
-            _require_int("speculation.max_draft_tokens", self.max_draft_tokens, 0, 64, "a whole number, 0 to 64")
+            checks.integer("speculation.max_draft_tokens", self.max_draft_tokens, 0, 64, "a whole number, 0 to 64")
         elif self.mode == "fixed":
             raise _INVALID("speculation.max_draft_tokens", expected="a value with speculation.mode fixed", got=None)
         if not isinstance(self.drafter, str) or len(self.drafter) > 64:
@@ -76,6 +77,24 @@ class GenerateOptions(TypedDict, total=False):
     """Token ids that end generation, beside the model's own."""
     ignore_eos: bool | None
     """Go on after the model's end-of-sequence token."""
+    repetition_penalty: float | None
+    """Divides the logits of tokens of prompt or output that are positive, multiplies others; above 0, up to 10."""
+    presence_penalty: float | None
+    """Comes off the logit of every token of the output, -2 to 2."""
+    frequency_penalty: float | None
+    """Comes off it as often as the output has the token, -2 to 2."""
+    logit_bias: Mapping[int, float] | None
+    """Token id -> what is added to its logit, -100 to 100."""
+    min_tokens: int | None
+    """No token that ends the answer before so many; a stop text may still end it."""
+    bad_words: Sequence[Sequence[int]] | None
+    """Token sequences that are never completed."""
+    logprobs: int | None
+    """Report the log probability of every token, and of so many of the likeliest ones (0 to 20) beside it."""
+    prompt_logprobs: int | None
+    """The same for the tokens of the prompt, from the second on."""
+    choice: int
+    """Which of several answers under one seed this is, 0 to 127: each differs. For n answers make n calls."""
     speculation: Speculation | None
     """How drafts are used."""
     request_id: str
@@ -98,9 +117,10 @@ def build_request(prompt: str | Sequence[int] | None, options: GenerateOptions) 
         known = ", ".join(sorted(GenerateOptions.__annotations__))
         raise TypeError(f"options: expected some of {known}; got {', '.join(sorted(unknown))}")
     request = generation_pb2.GenerateRequest(
-        model=_text("model", options.get("model", "")),
-        sampling=_sampling(options),
+        model=checks.text("model", options.get("model", "")),
+        sampling=sampling_of(options),
         request_id=_request_id(options.get("request_id", "")),
+        choice=checks.integer("choice", options.get("choice", 0), 0, 127, "a whole number from 0 to 127"),
     )
     _set_input(request, prompt, options.get("messages"))
     speculation = options.get("speculation")
@@ -116,7 +136,7 @@ def build_request(prompt: str | Sequence[int] | None, options: GenerateOptions) 
 
 def check_timeout(value: float, field: str = "timeout") -> float:
     """A timeout in seconds, or InvalidRequestError."""
-    _require_real(field, value, 0, math.inf, "seconds above 0")
+    checks.real(field, value, 0, math.inf, "seconds above 0")
     if value == 0:
         raise _INVALID(field, expected="seconds above 0", got=value)
     return value
@@ -151,7 +171,7 @@ def _set_input(
     elif isinstance(prompt, (bytes, Mapping)):
         raise _INVALID("prompt", expected="text or token ids", got=type(prompt).__name__, hint="decode bytes first")
     else:
-        request.tokens.ids.extend(_token_ids("prompt", () if prompt is None else prompt))
+        request.tokens.ids.extend(checks.token_ids("prompt", () if prompt is None else prompt))
         if not request.tokens.ids:
             raise _INVALID("prompt", expected="at least one token id", got=prompt)
 
@@ -160,86 +180,11 @@ def _message(message: Mapping[str, str]) -> generation_pb2.ChatMessage:
     if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
         raise _INVALID("messages", expected="mappings with role and content", got=message)
     return generation_pb2.ChatMessage(
-        role=_text("messages.role", message["role"]), content=_text("messages.content", message["content"])
+        role=checks.text("messages.role", message["role"]), content=checks.text("messages.content", message["content"])
     )
-
-
-def _sampling(options: GenerateOptions) -> common_pb2.SamplingOptions:
-    sampling = common_pb2.SamplingOptions(
-        stop=_stop(options.get("stop")),
-        stop_token_ids=_stop_token_ids(options.get("stop_token_ids")),
-    )
-    if (temperature := options.get("temperature")) is not None:
-        sampling.temperature = _require_real("temperature", temperature, 0, 100, "a number from 0 to 100")
-    if (top_k := options.get("top_k")) is not None:
-        sampling.top_k = _require_int("top_k", top_k, 0, 2**31, "a whole number, 0 for no limit")
-    if (top_p := options.get("top_p")) is not None:
-        sampling.top_p = _require_real("top_p", top_p, 0, 1, "a number above 0, up to 1", open_low=True)
-    if (min_p := options.get("min_p")) is not None:
-        sampling.min_p = _require_real("min_p", min_p, 0, 1, "a number from 0 to 1")
-    if (seed := options.get("seed")) is not None:
-        sampling.seed = _require_int("seed", seed, 0, 2**64 - 1, "a whole number from 0 to 2^64 - 1")
-    if (max_tokens := options.get("max_tokens")) is not None:
-        sampling.max_tokens = _require_int("max_tokens", max_tokens, 1, 2**31, "a whole number, 1 or more")
-    if (ignore_eos := options.get("ignore_eos")) is not None:
-        if not isinstance(ignore_eos, bool):
-            raise _INVALID("ignore_eos", expected="True or False", got=ignore_eos)
-        sampling.ignore_eos = ignore_eos
-    return sampling
-
-
-def _stop(texts: Sequence[str] | None) -> list[str]:
-    if isinstance(texts, str):  # a sequence of its own characters, which nobody means
-        raise _INVALID("stop", expected="a list of strings", got=texts, hint=f"write [{texts!r}]")
-    stops = list(texts or ())
-    if len(stops) > 16:
-        raise _INVALID("stop", expected="at most 16 strings", got=len(stops))
-    for text in stops:
-        if not isinstance(text, str) or not 0 < len(text) <= 256:
-            raise _INVALID("stop", expected="strings of 1 to 256 characters", got=text)
-    return stops
-
-
-def _stop_token_ids(ids: Sequence[int] | None) -> list[int]:
-    stops = _token_ids("stop_token_ids", () if ids is None else ids)
-    if len(stops) > 64:
-        raise _INVALID("stop_token_ids", expected="at most 64 ids", got=len(stops))
-    return stops
-
-
-def _token_ids(field: str, ids: Iterable[int]) -> list[int]:
-    out = []
-    for item in ids:
-        try:
-            value = operator.index(item)  # takes the integers of array libraries too
-        except TypeError:
-            value = -1
-        if isinstance(item, bool) or not 0 <= value < 2**32:
-            raise _INVALID(field, expected="token ids", got=item)
-        out.append(value)
-    return out
 
 
 def _request_id(value: str) -> str:
-    if not _REQUEST_ID.fullmatch(_text("request_id", value)):
+    if not _REQUEST_ID.fullmatch(checks.text("request_id", value)):
         raise _INVALID("request_id", expected="at most 128 of A-Z a-z 0-9 . _ : -", got=value[:160])
-    return value
-
-
-def _text(field: str, value: str) -> str:
-    if not isinstance(value, str):
-        raise _INVALID(field, expected="text", got=value)
-    return value
-
-
-def _require_real(field: str, value: float, low: float, high: float, expected: str, *, open_low: bool = False) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
-        raise _INVALID(field, expected=expected, got=value)
-    return value
-
-
-def _require_int(field: str, value: int, low: int, high: int, expected: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _INVALID(field, expected=expected, got=value)
     return value

@@ -146,6 +146,7 @@ class Exchange:
             resumes=self.resumes,
             stall_s=self.stall_s(now),
             class_changed=assembly.class_changed,
+            prompt_logprobs=assembly.prompt_logprobs,
         )
 
     def _take(self, response: generation_pb2.GenerateResponse, now: float) -> Chunk | None:

@@ -33,6 +33,20 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The target's log probabilities at one position, before temperature and options changed them."""
+
+    logprob: float
+    """Of the token itself."""
+    rank: int
+    """Its place in the order of likelihood; 1 is the likeliest."""
+    top_ids: tuple[int, ...] = ()
+    """The likeliest tokens, as many as were asked for, likeliest first."""
+    top_logprobs: tuple[float, ...] = ()
+    """Their log probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One committed token and where it came from."""
 
@@ -50,6 +64,8 @@ class Token:
     """The round that committed it; grows within a lease."""
     drafter: str
     """The drafter of that round; empty if nothing was drafted."""
+    logprobs: TokenLogprobs | None = None
+    """If ``logprobs`` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,8 @@ class Chunk:
     """Draft tokens sent to verification."""
     accepted: int
     """Draft tokens the target agreed with."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, with the first tokens, if ``prompt_logprobs`` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +214,8 @@ class Generation:
     """Seconds without a stream that made progress, from each break to the next token."""
     class_changed: bool = False
     """True if it went on in another numerics class than it began in: near-ties may have fallen otherwise."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, if ``prompt_logprobs`` was asked for."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

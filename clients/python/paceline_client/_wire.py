@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from paceline.v1 import common_pb2, generation_pb2
 
 from paceline_client._types import (
@@ -10,6 +12,7 @@ from paceline_client._types import (
     Model,
     SpeculationMetrics,
     Started,
+    TokenLogprobs,
     TokenSource,
     Usage,
 )
@@ -51,6 +54,13 @@ def finish_of(message: common_pb2.Finish) -> Finish:
         reason=_REASONS.get(message.reason, FinishReason.UNKNOWN),
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         stop_string=message.stop_string if message.HasField("stop_string") else None,
+    )
+
+
+def logprobs_of(messages: Iterable[common_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    """Log probabilities at some positions, in order."""
+    return tuple(
+        TokenLogprobs(each.logprob, each.rank, tuple(each.top_ids), tuple(each.top_logprobs)) for each in messages
     )
 
 

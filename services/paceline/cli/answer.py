@@ -27,8 +27,12 @@ _OPTIONS = (
     click.option("--top-k", type=int, help="Keep the K most likely tokens; 0 keeps all."),
     click.option("--top-p", type=float, help="Keep the smallest set of tokens with at least this mass."),
     click.option("--min-p", type=float, help="Drop tokens less likely than this times the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Above 1, tokens of prompt or output become less likely."),
+    click.option("--presence-penalty", type=float, help="Comes off the logit of every token of the output."),
+    click.option("--frequency-penalty", type=float, help="Comes off it as often as the output has the token."),
     click.option("--seed", type=int, help="Fixes the answer; drawn by the server when left out."),
     click.option("--max-tokens", type=int, help="Most tokens to generate."),
+    click.option("--min-tokens", type=int, help="No token that ends the answer before so many."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer; may be repeated."),
     click.option(
         "--speculation", default="auto", metavar="auto|off|K", help="K: always draft K tokens. [default: auto]"

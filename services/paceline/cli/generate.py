@@ -20,6 +20,7 @@ MAX_PROMPT_CHARS = 4_000_000
 @click.argument("prompt", default="-")
 @answer_options
 @click.option("--chat/--raw", default=True, help="Send the prompt as a user's message, or as it is. [default: chat]")
+@click.option("--logprobs", type=int, help="With --json: log probabilities of tokens and so many likeliest ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @told
 def command(
