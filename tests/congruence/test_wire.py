@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paceline.runtime import wire
 from paceline.speculation.digest import DIGEST_BYTES
-from paceline.speculation.errors import InvalidRequest, Unsupported
+from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import (
     NO_TRACE,
     DraftResult,
@@ -35,7 +35,7 @@ from paceline.speculation.messages import (
     VerifyResult,
     VerifyTask,
 )
-from paceline.speculation.params import SamplingParams
+from paceline.speculation.params import SamplingParams, VerificationMode
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as draft
 from paceline.v1 import target_pb2 as target
@@ -246,7 +246,7 @@ def test_a_message_that_breaks_an_invariant_is_refused_by_field(
     assert caught.value.field == field
 
 
-def test_rejection_is_refused_by_name() -> None:
+def test_a_mode_left_open_is_agreement() -> None:
+    assert wire.from_sampling(common.SamplingOptions()).verification_mode is VerificationMode.AGREEMENT
     rejection = common.SamplingOptions(verification_mode=common.VERIFICATION_MODE_REJECTION)
-    with pytest.raises(Unsupported, match="verification_mode"):
-        wire.from_sampling(rejection)
+    assert wire.from_sampling(rejection).verification_mode is VerificationMode.REJECTION

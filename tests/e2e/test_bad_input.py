@@ -63,7 +63,11 @@ BAD_MESSAGES: dict[str, tuple[bytes, Code, str]] = {
     "top_p 0": (sampling(top_p=0.0), Code.INVALID_ARGUMENT, "top_p: expected"),
     "max_tokens 0": (sampling(max_tokens=0), Code.INVALID_ARGUMENT, "max_tokens: expected"),
     "max_tokens above the limit": (sampling(max_tokens=1_000_000), Code.INVALID_ARGUMENT, "max_tokens: expected"),
-    "rejection": (sampling(verification_mode=2), Code.INVALID_ARGUMENT, "verification_mode: expected"),
+    "relaxed rejection": (
+        sampling(verification_mode=2, relaxed_acceptance=0.5),
+        Code.INVALID_ARGUMENT,
+        "relaxed_acceptance: expected",
+    ),
     "unknown drafter": (
         asking(speculation=generation.SpeculationOptions(drafter="oracle")),
         Code.INVALID_ARGUMENT,

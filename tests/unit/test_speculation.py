@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paceline.speculation.acceptance import agree
 from paceline.speculation.digest import PrefixDigest
-from paceline.speculation.errors import InvalidRequest, Unsupported
+from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import RoundStats, TokenSource, Verdict
 from paceline.speculation.params import SamplingParams, SpeculationMode, SpeculationParams, VerificationMode
 
@@ -43,9 +43,16 @@ def test_a_wrong_parameter_is_named(field: str, value: Any) -> None:
     assert caught.value.field == field
 
 
-def test_rejection_mode_is_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="verification_mode"):
-        SamplingParams(verification_mode=VerificationMode.REJECTION)
+def test_drafts_are_judged_by_their_distributions_only_where_there_are_any() -> None:
+    assert SamplingParams(verification_mode=VerificationMode.REJECTION).rejects
+    assert not SamplingParams(verification_mode=VerificationMode.REJECTION, temperature=0).rejects
+    assert not SamplingParams().rejects
+
+
+def test_relaxed_acceptance_is_for_agreement_mode() -> None:
+    assert SamplingParams(relaxed_acceptance=1).relaxed_acceptance == 1
+    with pytest.raises(InvalidRequest, match="relaxed_acceptance: expected verification_mode agreement"):
+        SamplingParams(relaxed_acceptance=0.5, verification_mode=VerificationMode.REJECTION)
 
 
 def test_fixed_speculation_needs_a_length() -> None:

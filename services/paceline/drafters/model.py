@@ -1,7 +1,8 @@
 """The model drafter: a second, smaller model behind the engine seam.
 
 It samples with the target's sampler, options and noise coordinates, so at any temperature the two draw the same token
-wherever their distributions mostly agree. Where the options leave no token, a draft ends.
+wherever their distributions mostly agree. Where the options leave no token, a draft ends. In rejection mode it draws
+with noise of its own, from its likeliest tokens, and says from what.
 
 A call runs at most K engine steps, one per draft position, for all sessions at once. Sessions that are behind (a new
 prompt, tokens drafted by somebody else) catch up in chunks inside those same steps and start drafting when they are
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from paceline.drafters.interface import Ask, DraftSession
 from paceline.drafters.pace import Pace
 from paceline.engine.interface import Engine, Slice, StepPlan
-from paceline.speculation.messages import Proposal
+from paceline.speculation.messages import Proposal, SparseDistribution
+from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import NOTHING
 from paceline.speculation.shaping import Shaping, shaping_of
 
@@ -51,6 +53,7 @@ class _Run:
     feed: list[int]  # tokens to be written before the next one can be sampled
     drafts: list[int] = field(default_factory=list)
     stuck: bool = False  # the options leave nothing to draft
+    distributions: list[SparseDistribution] = field(default_factory=list)  # rejection mode: of each draft
 
     @property
     def wants(self) -> bool:
@@ -68,14 +71,19 @@ class _Run:
             prompt_len=session.prompt_len,
             choice=session.choice,
             shaping=(shaping.row(self.drafts),) if shaping and samples else (),
+            proposes=session.sampling.rejects,
         )
 
-    def take(self, piece: Slice, samples: Sequence[int]) -> None:
+    def take(self, piece: Slice, samples: Sequence[int], distributions: Sequence[SparseDistribution]) -> None:
         self.state.held.extend(piece.tokens)
+        self.distributions.extend(distributions)
         drawn = [token for token in samples if token != NOTHING]
         self.stuck = len(drawn) < len(samples)
         self.feed = self.feed[len(piece.tokens) :] + drawn
         self.drafts.extend(drawn)
+
+    def proposal(self, drafter: str, model_id: str) -> Proposal:
+        return Proposal(tuple(self.drafts), drafter, model_id, distributions=tuple(self.distributions))
 
 
 class ModelDrafter:
@@ -129,7 +137,8 @@ class ModelDrafter:
             for ask in asks:
                 self._drop_kv(self._states[ask.session_id])
             raise
-        return [Proposal(tuple(run.drafts) if run else (), self.name, self.model_id) for run in runs]
+        empty = Proposal((), self.name, self.model_id)
+        return [run.proposal(self.name, self.model_id) if run else empty for run in runs]
 
     def _begin(self, ask: Ask, busy: set[str]) -> _Run | None:
         """None if the model cannot read the text or has no room for it."""
@@ -143,7 +152,12 @@ class ModelDrafter:
         state.agreed = start
         del state.held[start:]
         self._shape(state, ask.base_len)
-        return _Run(state, count, session.sampling.ends(self._info.eos_token_ids), feed)
+        return _Run(state, count, self._ends(session.sampling), feed)
+
+    def _ends(self, sampling: SamplingParams) -> frozenset[int]:
+        """Tokens after which drafting is a waste. In rejection mode it goes on: a draft that ends early comes early,
+        and whether a draft comes in time must not depend on what was drawn."""
+        return frozenset() if sampling.rejects else sampling.ends(self._info.eos_token_ids)
 
     def _shape(self, state: _State, base_len: int) -> None:
         """Bring the session's shaping, if it needs one, to where the ask stands."""
@@ -197,8 +211,8 @@ class ModelDrafter:
                 rows -= len(piece.tokens)
         self._steps += 1
         result = self._engine.step(StepPlan(self._steps, tuple(piece for _, piece in pieces)))
-        for (run, piece), samples in zip(pieces, result.samples, strict=True):
-            run.take(piece, samples)
+        for (run, piece), drawn in zip(pieces, result.by_slice(), strict=True):
+            run.take(piece, drawn.samples, drawn.distributions)
         self._pace.observe(sum(len(piece.tokens) for _, piece in pieces), result.duration_s)
         return result.duration_s
 

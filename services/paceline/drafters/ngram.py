@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from paceline.drafters.interface import Ask, DraftSession
 from paceline.speculation.errors import InvalidRequest
-from paceline.speculation.messages import Proposal
+from paceline.speculation.messages import Proposal, SparseDistribution
 
 MODEL_ID = "ngram"
 WINDOW_TOKENS = 65_536  # of one session; older occurrences are forgotten
@@ -117,14 +117,17 @@ class NgramDrafter:
         left = self._catch_up
         proposals = []
         for ask in asks:
-            tokens = self._sessions[ask.session_id].tokens
+            session = self._sessions[ask.session_id]
+            tokens = session.tokens
             index = self._index(ask.session_id)
             before, weight = index.length, self._weight(index)
             index.extend(tokens, min(ask.base_len, before + left))
             left -= index.length - before
             self._indexed += self._weight(index) - weight
             draft = _continue(tokens, index, ask.max_tokens) if index.length == ask.base_len else ()
-            proposals.append(Proposal(draft, self.name, self.model_id))
+            # What a lookup finds is drawn from nothing: it is certain.
+            certain = tuple(SparseDistribution((token,), (1.0,)) for token in draft) if session.sampling.rejects else ()
+            proposals.append(Proposal(draft, self.name, self.model_id, distributions=certain))
         self._evict()
         return proposals
 

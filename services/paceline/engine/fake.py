@@ -11,7 +11,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -152,11 +152,11 @@ class FakeEngine:
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine."""
         logits = self.forward(plan)
-        samples, scores = draw(plan, logits)
+        drawn = draw(plan, logits)
         duration_s = self._duration(plan)
         if self._sleep is not None and duration_s > 0:
             self._sleep(duration_s)
-        return StepResult(samples, duration_s, scores)
+        return replace(drawn, duration_s=duration_s)
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Take a plan's tokens in; float32 logits [R, vocab] of its slices' ``logit_rows``."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from paceline.speculation.messages import TokenLogprobs
+from paceline.speculation.messages import Draft, SparseDistribution, TokenLogprobs
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
 
@@ -37,12 +37,15 @@ class Slice:
     logprobs: int | None = None  # likeliest tokens to report with each sampled one; None reports nothing
     scored: tuple[int, ...] = ()  # of the prompt, the tokens that follow the first rows
     scored_likeliest: int = 0  # likeliest tokens to report with each of them
+    drafts: tuple[Draft, ...] = ()  # what the first of the sampled rows are to judge, one each; see ``drawing.draw``
+    proposes: bool = False  # the sampled rows draw drafts for rejection mode
 
     def __post_init__(self) -> None:
         assert self.start >= 0, self
         assert self.tokens, self
         assert 0 <= self.samples <= len(self.tokens) - len(self.scored), self
         assert len(self.shaping) in (0, self.samples), self
+        assert not self.drafts or len(self.drafts) < self.samples, self
 
     @property
     def end(self) -> int:
@@ -81,15 +84,39 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceResult:
+    """One slice's part in a step's result."""
+
+    samples: tuple[int, ...]
+    scores: Scores = Scores()
+    distributions: tuple[SparseDistribution, ...] = ()  # what its drafts were drawn from, if it proposes
+    relaxed: tuple[bool, ...] = ()  # which samples are drafts kept in place of the target's own; () for none
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration.
 
-    ``sampling.NOTHING`` stands where the options leave no token.
+    ``sampling.NOTHING`` stands where the options leave no token. ``scores``, ``distributions`` and ``relaxed`` have one
+    entry per slice, or none at all if there is nothing to say in them.
     """
 
     samples: tuple[tuple[int, ...], ...]
     duration_s: float
-    scores: tuple[Scores, ...] = ()  # one per slice; empty if no slice asks for any
+    scores: tuple[Scores, ...] = ()
+    distributions: tuple[tuple[SparseDistribution, ...], ...] = ()
+    relaxed: tuple[tuple[bool, ...], ...] = ()
+
+    def by_slice(self) -> list[SliceResult]:
+        """The same, slice by slice."""
+        count = len(self.samples)
+        columns = (
+            self.samples,
+            self.scores or (Scores(),) * count,
+            self.distributions or ((),) * count,
+            self.relaxed or ((),) * count,
+        )
+        return [SliceResult(*each) for each in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ row. ``probe.check_invariance`` holds this at every load.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,8 +100,8 @@ class TorchEngine:
         """See Engine. Raises FloatingPointError if the model yields NaN."""
         started = time.perf_counter()
         logits = self.forward(plan)
-        samples, scores = draw(plan, logits)
-        return StepResult(samples, time.perf_counter() - started, scores)
+        drawn = draw(plan, logits)
+        return replace(drawn, duration_s=time.perf_counter() - started)
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Run a plan without sampling: logits [R, V] of its slices' ``logit_rows``, in the model's dtype."""

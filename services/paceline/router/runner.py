@@ -223,8 +223,12 @@ class Runner:
 
 
 def _within(result: DraftResult, vocab_size: int) -> DraftResult:
-    """The result with its proposal cut before the first id that is no token of the target."""
-    if not isinstance(result.outcome, Proposal):
+    """The result with its proposal cut before the first id that is no token of the target.
+
+    Drafts that come with distributions are left as they are: cutting one off for what it is would be biased, and the
+    target rejects it in place.
+    """
+    if not isinstance(result.outcome, Proposal) or result.outcome.distributions:
         return result
     tokens = result.outcome.tokens
     keep = next((i for i, token in enumerate(tokens) if token >= vocab_size), len(tokens))

@@ -12,6 +12,7 @@ from typing import TypeVar
 from paceline.speculation.digest import DIGEST_BYTES
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import (
+    MAX_SUPPORT,
     DraftResult,
     DraftTask,
     Fence,
@@ -38,7 +39,6 @@ from paceline.v1 import target_pb2 as target
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
 
-MAX_SUPPORT = 64  # tokens of a draft distribution
 SUM_TOLERANCE = 1e-3
 
 # Options that are one optional value on the wire and here.

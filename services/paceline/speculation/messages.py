@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from paceline.speculation.params import SamplingParams
 
 PROTOCOL_VERSION = "1"
 SAMPLER_VERSION = "1"  # here rather than beside the sampler: who negotiates it needn't load torch
+MAX_SUPPORT = 64  # tokens of a draft distribution
 
 
 class TokenSource(IntEnum):
@@ -137,6 +139,13 @@ class SparseDistribution:
         assert len(self.ids) == len(self.probabilities) > 0, (len(self.ids), len(self.probabilities))
 
 
+class Draft(NamedTuple):
+    """A draft token for the target to judge, and what it was drawn from (rejection mode)."""
+
+    token: int
+    distribution: SparseDistribution | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """The target's log probabilities at one position, before temperature and every option."""
@@ -203,7 +212,7 @@ class Verdict:
     verifier_model_id: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each committed token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
-    lossy: bool = False  # a draft token was accepted that the target would not have written
+    lossy: bool = False  # relaxed acceptance committed a draft token that is not the target's own sample
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.sources), (self.tokens, self.sources)

@@ -1,4 +1,4 @@
-"""The noise of ``agreement`` mode: Exp(1) variables, a pure function of (seed, choice, stream, position, token).
+"""The noise of sampling: Exp(1) variables, a pure function of (seed, choice, stream, position, token).
 
 Gumbel-max sampling, ``argmax(log p + gumbel)``, is the same as an exponential race, ``argmin(E / p)`` with
 ``gumbel = -log E``. Whoever knows the coordinates knows the noise, so a drafter and a target that never exchange a
@@ -26,7 +26,10 @@ import torch
 from torch import Tensor
 
 BLOCK = 128  # tokens per block; a power of two
-STREAM_TARGET = 0  # the noise that agreement mode shares between drafter and target
+STREAM_TARGET = 0  # of the target's own samples; in agreement mode the drafter shares it
+STREAM_DRAFT = 1  # rejection mode's: what a draft is drawn with,
+STREAM_ACCEPT = 2  # whether it is kept,
+STREAM_RECOVERY = 3  # and what takes its place
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -99,6 +102,12 @@ class Noise:
         position, choice = self._place[:, rows] + torch.zeros_like(index)
         tag = torch.full_like(position, 2 * self._stream + level)
         return philox(torch.stack((index + torch.zeros_like(position), position, choice, tag)), self._key[:, rows])
+
+    def uniforms(self) -> Tensor:
+        """One number in (0, 1) per row: float64 [R], of 53 bits."""
+        rows = torch.arange(self._place.shape[1], device=self._place.device)
+        high, low, _, _ = self._words(torch.zeros_like(rows), rows, 0)
+        return _uniform53(high, low)
 
     def block_minima(self, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Level 0: the least exponential of each block, and which of its tokens has it.

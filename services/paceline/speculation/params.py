@@ -130,18 +130,17 @@ class SamplingParams:
         if self.relaxed_acceptance is not None:
             value, expected = self.relaxed_acceptance, "a number above 0, up to 1"
             _require_real("relaxed_acceptance", value, low=0, high=1, expected=expected, open_low=True)
+            if self.verification_mode is not VerificationMode.AGREEMENT:
+                raise InvalidRequest("relaxed_acceptance", expected="verification_mode agreement beside it", got=value)
 
     def _refuse_what_is_to_come(self) -> None:
         """Refused by name; the wire has the fields already."""
         coming = {
             "grammar": self.grammar is not None,
-            "relaxed_acceptance": self.relaxed_acceptance is not None,
         }
         for field, asked in coming.items():
             if asked:
                 raise Unsupported(field, got=getattr(self, field))
-        if self.verification_mode is not VerificationMode.AGREEMENT:
-            raise Unsupported("verification_mode", got=self.verification_mode.name.lower(), hint="use agreement")
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -166,6 +165,11 @@ class SamplingParams:
         """Whether some option changes logits before temperature, see ``shaping``. A grammar does so by itself."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return penalties or bool(self.logit_bias) or self.min_tokens > 0 or bool(self.bad_words)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether drafts are judged by what they were drawn from. Greedy, rejection mode is agreement."""
+        return self.verification_mode is VerificationMode.REJECTION and not self.greedy
 
     def ends(self, eos: Iterable[int]) -> frozenset[int]:
         """Tokens that end the answer. ``eos``: the model's own end-of-sequence tokens."""

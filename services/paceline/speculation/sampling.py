@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from paceline.speculation import messages
-from paceline.speculation.noise import BLOCK, Noise
+from paceline.speculation.noise import BLOCK, STREAM_TARGET, Noise
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
 
@@ -37,6 +37,8 @@ class Row:
     position: int  # output position of the token to draw; 0 is the first generated token
     choice: int = 0
     shaping: RowShaping | None = None  # what the options do to the logits first; None leaves them as they are
+    draft: messages.Draft | None = None  # to be judged by rejection or relaxed acceptance; see ``drawing``
+    proposes: bool = False  # draws a draft for rejection mode
 
     @property
     def cut(self) -> bool:
@@ -108,6 +110,13 @@ def survivors(logits: Tensor, params: SamplingParams) -> Tensor:
     return tokens
 
 
+def likeliest(logits: Tensor, params: SamplingParams, most: int) -> Tensor:
+    """The first ``most`` of the survivors, without sorting more of the vocabulary than that takes; int64 [n]."""
+    if params.top_p == 1 and params.top_k == 0:
+        params = replace(params, top_k=most)
+    return survivors(logits, params)[:most]
+
+
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The exact distribution a token is drawn from; the reference the sampler is tested against.
 
@@ -126,8 +135,8 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     return out
 
 
-def _require_finite(peak: Tensor) -> None:
-    """peak: the rows' maxima, NaN where a row holds one."""
+def require_finite(peak: Tensor) -> None:
+    """Raises FloatingPointError. peak: the rows' maxima, NaN where a row holds one."""
     if not bool(torch.isfinite(peak).all()):
         raise FloatingPointError("logits: expected no NaN and a finite maximum in every row; the model is broken")
 
@@ -135,7 +144,7 @@ def _require_finite(peak: Tensor) -> None:
 def _lowest_argmax(scores: Tensor) -> Tensor:
     """[R, V] -> int64 [R]: the lowest index among the maxima (torch.argmax promises no particular one)."""
     peak = scores.amax(dim=1, keepdim=True)
-    _require_finite(peak)
+    require_finite(peak)
     index = torch.arange(scores.shape[1], device=scores.device)
     return torch.where(scores == peak, index, scores.shape[1]).amin(dim=1).cpu()
 
@@ -173,11 +182,13 @@ def _nucleus(scaled: Tensor, tokens: Tensor, params: SamplingParams) -> int:
     return max(1, int((before < params.top_p * total).sum()))
 
 
-def _noise(rows: Sequence[Row], device: torch.device) -> Noise:
+def noise_of(rows: Sequence[Row], device: torch.device | str, stream: int = STREAM_TARGET) -> Noise:
+    """The noise of so many rows in one stream."""
     return Noise(
         [row.params.seed for row in rows],
         [row.choice for row in rows],
         [row.position for row in rows],
+        stream=stream,
         device=device,
     )
 
@@ -189,7 +200,7 @@ def _sample_shaped(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     if plain:
         out[plain] = sample(logits[plain], [rows[i] for i in plain])
     mine = [i for i, row in enumerate(rows) if row.shaping is not None]
-    _require_finite(logits[mine].amax(dim=1))
+    require_finite(logits[mine].amax(dim=1))
     left = torch.stack([shaped(logits[i], rows[i]) for i in mine])
     alive = torch.nonzero(left.amax(dim=1) > -math.inf).squeeze(1).tolist()
     if alive:
@@ -205,13 +216,13 @@ def _sample_greedy(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 def _sample_cut(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Noise is evaluated at the survivors only, for all rows in one go."""
-    _require_finite(logits.amax(dim=1))
+    require_finite(logits.amax(dim=1))
     kept = [survivors(row_logits, row.params) for row_logits, row in zip(logits, rows, strict=True)]
     owner = torch.repeat_interleave(torch.tensor([len(tokens) for tokens in kept])).to(logits.device)
     tokens = torch.cat(kept)
     temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=logits.device)
     scores = logits[owner, tokens].to(torch.float64) / temperature[owner]
-    scores = (scores - torch.log(_noise(rows, logits.device).at(owner, tokens))).cpu()
+    scores = (scores - torch.log(noise_of(rows, logits.device).at(owner, tokens))).cpu()
     out = torch.empty(len(rows), dtype=torch.int64)
     start = 0
     for i, ids in enumerate(kept):
@@ -222,22 +233,33 @@ def _sample_cut(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def _sample_full(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Exact argmax over the whole vocabulary, looking only into blocks that can hold it.
+    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=logits.device)
+    return race(logits, temperature, noise_of(rows, logits.device))
+
+
+def race(logits: Tensor, temperature: Tensor, noise: Noise) -> Tensor:
+    """Draw from softmax(logits / temperature): the exact argmax, looking only into blocks that can hold it.
 
     A block's best score is at most its best logit plus the noise of its least exponential. First the blocks with the
     highest such bounds are looked into, then every block whose bound reaches the best score seen.
+
+    Args:
+        logits: [R, V]; -inf never wins.
+        temperature: float64 [R].
+        noise: of R rows.
+
+    Returns:
+        int64 [R] on the CPU.
     """
-    device, vocab = logits.device, logits.shape[1]
+    device, (count, vocab) = logits.device, logits.shape
     blocks = -(-vocab // BLOCK)
     if vocab % BLOCK:
         logits = torch.nn.functional.pad(logits, (0, blocks * BLOCK - vocab), value=-math.inf)
-    grouped = logits.reshape(len(rows), blocks, BLOCK)
+    grouped = logits.reshape(count, blocks, BLOCK)
     peaks = grouped.amax(dim=2)
-    _require_finite(peaks.amax(dim=1))
-    noise = _noise(rows, device)
-    row_index = torch.arange(len(rows), device=device)[:, None]
+    require_finite(peaks.amax(dim=1))
+    row_index = torch.arange(count, device=device)[:, None]
     minima, offsets = noise.block_minima(row_index, torch.arange(blocks, device=device)[None])
-    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64, device=device)
     bounds = peaks.to(torch.float64) / temperature[:, None] - torch.log(minima)
 
     def look(owner: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +274,7 @@ def _sample_full(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     first = torch.topk(bounds, min(_FIRST_BLOCKS, blocks), dim=1).indices
     owner = row_index.expand_as(first).flatten()
     found = [(owner, *look(owner, first.flatten()))]
-    seen = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=device)
+    seen = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
     seen.scatter_reduce_(0, owner, found[0][1], "amax")
     rest = (bounds + _MARGIN >= seen[:, None]).scatter_(1, first, False)
     owner, block = torch.nonzero(rest, as_tuple=True)
@@ -260,4 +282,4 @@ def _sample_full(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     owner, score, token = (torch.cat(parts) for parts in zip(*found, strict=True))
     seen.scatter_reduce_(0, owner, score, "amax")
     winner = torch.where(score == seen[owner], token, vocab)
-    return torch.full((len(rows),), vocab, device=device).scatter_reduce_(0, owner, winner, "amin").cpu()
+    return torch.full((count,), vocab, device=device).scatter_reduce_(0, owner, winner, "amin").cpu()

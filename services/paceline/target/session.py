@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from paceline.engine.interface import Scores, Slice
+from paceline.engine.interface import Scores, Slice, SliceResult
 from paceline.speculation.acceptance import agree
 from paceline.speculation.ledger import SessionLedger
 from paceline.speculation.messages import (
+    Draft,
     Fence,
+    Proposal,
     Resync,
     ResyncReason,
     SessionOpen,
@@ -31,7 +33,7 @@ class Round:
     """A round that was taken and is not answered yet. Times in seconds."""
 
     task: VerifyTask
-    drafts: tuple[int, ...]  # those of the proposal that may be verified
+    drafts: tuple[Draft, ...]  # those of the proposal that may be verified
     arrived_s: float
     started_s: float | None = None  # its first step's start
     step_s: float = 0.0  # spent in steps so far
@@ -94,29 +96,41 @@ class Session:
         pairs = zip(self.ledger.tokens[: self.kv_len], tokens, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def usable(self, drafts: Sequence[int], *, most: int, vocab_size: int) -> tuple[int, ...]:
-        """The draft tokens worth verifying: no more than could be committed, none the target doesn't know."""
-        room = max(0, min(most, self.answer.remaining - 1))
-        return tuple(takewhile(lambda token: token < vocab_size, drafts[:room]))
+    def usable(self, proposal: Proposal, *, most: int, vocab_size: int) -> tuple[Draft, ...]:
+        """The draft tokens worth verifying: no more than could be committed, none the target doesn't know.
 
-    def slice(self, share: Share) -> Slice:
+        In rejection mode, whether a draft is verified must not depend on it: one the target doesn't know is judged
+        like any other, and those after it, which it has no row for, are left out. Without the distributions drafts
+        were drawn from, they are no use.
+        """
+        room = max(0, min(most, self.answer.remaining - 1))
+        known = sum(1 for _ in takewhile(lambda token: token < vocab_size, proposal.tokens[:room]))
+        if not self.ledger.opening.sampling.rejects:
+            return tuple(Draft(token) for token in proposal.tokens[:known])
+        pairs = zip(proposal.tokens, proposal.distributions, strict=bool(proposal.distributions))
+        return tuple(Draft(token, q) for token, q in pairs)[: min(known + 1, room)]
+
+    def slice(self, share: Share, vocab_size: int) -> Slice:
         """The session's rows in a step."""
         assert self.round is not None
         opening, start = self.ledger.opening, self.kv_len
         drafts = self.round.drafts[: share.drafts]
-        fed = tuple(self.ledger.tokens[start : start + share.rows]) + drafts
+        judged = opening.sampling.rejects or opening.sampling.relaxed_acceptance is not None
+        # A draft the target doesn't know is never accepted, so that what follows it is of no interest.
+        fed = tuple(draft.token if draft.token < vocab_size else 0 for draft in drafts)
         return Slice(
             session_id=self.session_id,
             start=start,
-            tokens=fed,
+            tokens=tuple(self.ledger.tokens[start : start + share.rows]) + fed,
             samples=share.drafts + 1 if share.caught_up else 0,
             sampling=opening.sampling,
             prompt_len=opening.prompt_len,
             choice=opening.choice,
-            shaping=self.shaping.rows(drafts) if self.shaping and share.caught_up else (),
+            shaping=self.shaping.rows(fed) if self.shaping and share.caught_up else (),
             logprobs=opening.sampling.logprobs,
             scored=self._scored(share.rows),
             scored_likeliest=opening.sampling.prompt_logprobs or 0,
+            drafts=drafts if judged else (),
         )
 
     def _scored(self, rows: int) -> tuple[int, ...]:
@@ -132,11 +146,10 @@ class Session:
         if self.prompt_logprobs is not None:
             self.prompt_logprobs += scores.prompt
 
-    def commit(
-        self, served: Round, verified: int, samples: Sequence[int], scores: Scores, model_id: str
-    ) -> Verdict | Resync:
+    def commit(self, served: Round, verified: int, drawn: SliceResult, model_id: str) -> Verdict | Resync:
         """Decide acceptance and commit the target's samples, up to the answer's end, or to where nothing may follow."""
-        agreement = agree(served.drafts[:verified], samples)
+        agreement = agree([draft.token for draft in served.drafts[:verified]], drawn.samples)
+        scores = drawn.scores
         possible = agreement.tokens[:-1] if agreement.tokens[-1] == NOTHING else agreement.tokens
         if not possible:
             return Resync(ResyncReason.DEAD_END, len(self.ledger.tokens))
@@ -156,6 +169,7 @@ class Session:
             verifier_model_id=model_id,
             logprobs=scores.samples[:count],
             prompt_logprobs=(*(self.prompt_logprobs or ()), *scores.prompt),
+            lossy=any(drawn.relaxed[:count]),
         )
         self.prompt_logprobs = None
         # Accepted drafts are in the KV state already; the corrected or bonus token is not. While the answer goes on,

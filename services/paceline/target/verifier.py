@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from paceline.engine.interface import EngineInfo, Scores, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, SliceResult, StepPlan, StepResult
 from paceline.speculation import ledger
 from paceline.speculation.messages import (
     Fence,
@@ -142,7 +142,8 @@ class Verifier:
                 seat.round.started_s = now
         self._table.pin(self._seats.keys())
         self._steps += 1
-        self._plan = StepPlan(self._steps, tuple(seat.session.slice(seat.share) for seat in self._seats.values()))
+        slices = tuple(seat.session.slice(seat.share, self.info.vocab_size) for seat in self._seats.values())
+        self._plan = StepPlan(self._steps, slices)
         return self._plan
 
     def complete(self, plan: StepPlan, result: StepResult, now: float) -> list[Served]:
@@ -150,12 +151,11 @@ class Verifier:
         seats = self._end_step(plan)
         assert len(result.samples) == len(seats), (len(result.samples), len(seats))
         served = []
-        scores = result.scores or (Scores(),) * len(seats)
-        for seat, samples, scored in zip(seats, result.samples, scores, strict=True):
+        for seat, drawn in zip(seats, result.by_slice(), strict=True):
             outcome: Verdict | Resync | None = None
             if self._is_current(seat):
                 seat.round.step_s += result.duration_s
-                outcome = self._advance(seat, samples, scored, now)
+                outcome = self._advance(seat, drawn, now)
             answer = VerifyResult(seat.round.fence, outcome, seat.round.timing(now)) if outcome else None
             verdict = outcome if isinstance(outcome, Verdict) else None
             served.append(Served(seat.session.router_id, answer, seat.session.span(seat.round, seat.share, verdict)))
@@ -202,23 +202,21 @@ class Verifier:
             if self._is_seated(session) and self._seats[session.session_id].share.caught_up:
                 # The step will commit something, so this round's prefix is wrong already.
                 return _resync(session, fence, ResyncReason.PREFIX_MISMATCH)
-        drafts = session.usable(
-            task.proposal.tokens, most=self.limits.max_draft_tokens, vocab_size=self.info.vocab_size
-        )
+        drafts = session.usable(task.proposal, most=self.limits.max_draft_tokens, vocab_size=self.info.vocab_size)
         session.round = Round(task, drafts, arrived_s=now)
         if under_way is None:
             self._queue.push(session.router_id, session.session_id)
         return None
 
-    def _advance(self, seat: _Seat, samples: tuple[int, ...], scores: Scores, now: float) -> Verdict | Resync | None:
+    def _advance(self, seat: _Seat, drawn: SliceResult, now: float) -> Verdict | Resync | None:
         session, share = seat.session, seat.share
         session.touched_s = now
         if not share.caught_up:
-            session.catch_up(share.rows, scores)
+            session.catch_up(share.rows, drawn.scores)
             self._queue.push(session.router_id, session.session_id)
             return None
         session.round = None
-        return session.commit(seat.round, share.drafts, samples, scores, self.info.model_id)
+        return session.commit(seat.round, share.drafts, drawn, self.info.model_id)
 
     def _end_step(self, plan: StepPlan) -> list[_Seat]:
         assert plan is self._plan, f"step {plan.step_id} is not the one under way"
