@@ -110,6 +110,9 @@ class Alternating:
             return None
         return torch.arange(VOCAB) == 1 + len(text) % 2
 
+    def fitting(self, drafts: Sequence[int]) -> int:
+        return sum(self.allowed(drafts[: count + 1]) is not None for count in range(len(drafts)))
+
     def commit(self, tokens: Sequence[int]) -> None:
         self.committed += tokens
 

@@ -84,6 +84,7 @@ def _model(config: DraftConfig, progress: Progress) -> Offered:
         raise InvalidRequest("engine", expected="a model for the drafter `model`", got=None)
     # Loading torch takes seconds, and an ngram worker has no use for it.
     from paceline.drafters.model import ModelDrafter  # noqa: PLC0415
+    from paceline.engine.grammar import grammars_of  # noqa: PLC0415
     from paceline.engine.loading import EngineSpec, load_engine  # noqa: PLC0415
 
     loaded = load_engine(EngineSpec(**config.engine.model_dump()), progress)
@@ -99,7 +100,8 @@ def _model(config: DraftConfig, progress: Progress) -> Offered:
         tokenizer_fingerprint=text.fingerprint(loaded.tokenizer_files),
         eos_token_ids=info.eos_token_ids,
     )
-    return Offered(ModelDrafter(loaded.engine), model, info.kv_tokens)
+    grammars = grammars_of(loaded.tokenizer_files, eos=info.eos_token_ids, vocab_size=info.vocab_size)
+    return Offered(ModelDrafter(loaded.engine, grammars=grammars), model, info.kv_tokens)
 
 
 _MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {"ngram": _ngram, "model": _model}

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 
 from paceline.drafters.interface import Ask, DraftSession
 from paceline.drafters.pace import Pace
+from paceline.engine.grammar import Grammars
 from paceline.engine.interface import Engine, Slice, StepPlan
+from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import Proposal, SparseDistribution
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import NOTHING
-from paceline.speculation.shaping import Shaping, shaping_of
+from paceline.speculation.shaping import GrammarState, Shaping, shaping_of
 
 STEP_TOKENS = 128
 RESERVE_TOKENS = 64
@@ -93,15 +95,17 @@ class ModelDrafter:
 
     Args:
         engine: driven by this drafter alone.
+        grammars: compiles them, so that drafts agree with a target that follows one.
         step_tokens: rows of one step at most.
     """
 
     name = "model"
     needs_features = False
 
-    def __init__(self, engine: Engine, *, step_tokens: int = STEP_TOKENS) -> None:
+    def __init__(self, engine: Engine, *, grammars: Grammars | None = None, step_tokens: int = STEP_TOKENS) -> None:
         self._engine = engine
         self._info = engine.info
+        self._grammars = grammars
         self._pace = Pace(engine.cost_curve(), step_tokens)
         self._states: OrderedDict[str, _State] = OrderedDict()  # least recently asked about first
         self._steps = 0
@@ -165,10 +169,21 @@ class ModelDrafter:
         if shaping is not None and shaping.length <= base_len:
             shaping.commit(session.tokens[shaping.length : base_len])
         else:
+            tokens = session.tokens[:base_len]
             state.shaping = shaping_of(
-                session.sampling, session.tokens[:base_len], prompt_len=session.prompt_len,
-                vocab_size=self._info.vocab_size, eos=self._info.eos_token_ids,
+                session.sampling, tokens, prompt_len=session.prompt_len, vocab_size=self._info.vocab_size,
+                eos=self._info.eos_token_ids, grammar=self._grammar(session, tokens),
             )  # fmt: skip
+
+    def _grammar(self, session: DraftSession, tokens: Sequence[int]) -> GrammarState | None:
+        """Drafts that cannot be held to the grammar are drafts all the same: its errors are the target's to tell."""
+        asked = session.sampling.grammar
+        if asked is None or self._grammars is None:
+            return None
+        try:
+            return self._grammars.state(asked, tokens[session.prompt_len :])
+        except InvalidRequest:
+            return None
 
     def _fit(self, state: _State, length: int, busy: set[str]) -> bool:
         """Reserve room, at the cost of sessions that nobody is asking about, least recently asked about first."""

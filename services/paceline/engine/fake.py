@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from paceline.engine import grammar
 from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
 from paceline.engine.interface import EngineInfo, StepPlan, StepResult
 from paceline.engine.kv_store import BlockTable, context_exceeded
@@ -29,6 +30,7 @@ NAME = "fake"
 _CONTEXT_LENGTH = 32768
 _TEXT = torch.tensor([byte == 32 or 97 <= byte <= 122 for byte in range(VOCAB_SIZE)])  # space and a–z
 _CACHED_CONTEXTS = 65536
+_NEVER = -1e4  # of no weight at any temperature, but finite: a grammar may leave nothing but the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class FakeEngine:
         self._logits = functools.lru_cache(_CACHED_CONTEXTS)(self._compute_logits)
         kept = {field.name: str(getattr(self.options, field.name)) for field in fields(FakeOptions)}
         facts = {name: value for name, value in kept.items() if not name.endswith("_ms")}
-        facts |= {"engine": NAME, "torch": torch.__version__, "sampler": SAMPLER_VERSION}
+        facts |= {"engine": NAME, "torch": torch.__version__, "sampler": SAMPLER_VERSION, "grammar": grammar.VERSION}
         identity = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
         self._info = EngineInfo(
             model_id=model_id,
@@ -193,7 +195,7 @@ class FakeEngine:
             logits[IM_START] = -torch.inf
         eos = options.eos_token_id
         if options.eos <= 0:
-            logits[eos] = -torch.inf
+            logits[eos] = _NEVER
         elif options.eos >= 1:
             logits[eos] = logits.amax() + 50
         else:
@@ -204,7 +206,7 @@ class FakeEngine:
         """After a share ``eos`` of contexts the end is nearly certain, after others it cannot come: greedy answers end
         as often as sampled ones, and a draft model knows as well as its target."""
         draw = int.from_bytes(self._digest("eos", context)[:8], "big") / 2**64
-        return logits.amax() + 50 if draw < self.options.eos else logits.new_tensor(-torch.inf)
+        return logits.amax() + 50 if draw < self.options.eos else logits.new_tensor(_NEVER)
 
     def _noise(self, stream: str, context: tuple[int, ...]) -> Tensor:
         """Standard normal float32 [vocab], a function of (seed, stream, context)."""

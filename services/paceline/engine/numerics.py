@@ -12,6 +12,7 @@ import transformers
 
 from paceline.engine import models
 from paceline.engine.batch import KV_BLOCK
+from paceline.engine.grammar import VERSION as GRAMMAR_VERSION
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import SAMPLER_VERSION
 
@@ -100,6 +101,7 @@ def facts(
         "matmul": "packed" if packed else "plain",
         "attention": f"float32 tree, query tile {query_tile}, block {KV_BLOCK}",
         "sampler": SAMPLER_VERSION,
+        "grammar": GRAMMAR_VERSION,
         **device_facts(device),
     }
 

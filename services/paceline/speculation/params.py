@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from paceline.speculation.errors import InvalidRequest, Unsupported
+from paceline.speculation.errors import InvalidRequest
 
 SEED_LIMIT = 2**64
 MAX_STOP_STRINGS = 16
@@ -71,7 +71,7 @@ def _require_int(field: str, value: int, *, low: int, high: int, expected: str) 
 class SamplingParams:
     """Everything that shapes the distribution of a token, and when to stop. Fully resolved: no defaults left open.
 
-    Raises InvalidRequest naming the field, or Unsupported for what is not offered yet.
+    Raises InvalidRequest naming the field.
     """
 
     temperature: float = 1.0  # 0 is greedy
@@ -104,7 +104,6 @@ class SamplingParams:
         _require_int("max_tokens", self.max_tokens, low=1, high=2**31, expected="a whole number, 1 or more")
         self._check_stops()
         self._check_shaping()
-        self._refuse_what_is_to_come()
 
     def _check_shaping(self) -> None:
         penalty = self.repetition_penalty
@@ -127,20 +126,14 @@ class SamplingParams:
             if getattr(self, field) is not None:
                 expected = f"a whole number from 0 to {MAX_LOGPROBS}"
                 _require_int(field, getattr(self, field), low=0, high=MAX_LOGPROBS, expected=expected)
+        if self.grammar is not None and self.ignore_eos:
+            hint = "an answer ends where its grammar does"
+            raise InvalidRequest("ignore_eos", expected="False with a grammar", got=True, hint=hint)
         if self.relaxed_acceptance is not None:
             value, expected = self.relaxed_acceptance, "a number above 0, up to 1"
             _require_real("relaxed_acceptance", value, low=0, high=1, expected=expected, open_low=True)
             if self.verification_mode is not VerificationMode.AGREEMENT:
                 raise InvalidRequest("relaxed_acceptance", expected="verification_mode agreement beside it", got=value)
-
-    def _refuse_what_is_to_come(self) -> None:
-        """Refused by name; the wire has the fields already."""
-        coming = {
-            "grammar": self.grammar is not None,
-        }
-        for field, asked in coming.items():
-            if asked:
-                raise Unsupported(field, got=getattr(self, field))
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

@@ -39,6 +39,10 @@ class GrammarState(Protocol):
         """
         ...
 
+    def fitting(self, drafts: Sequence[int]) -> int:
+        """How many of these tokens, as they follow the committed ones, the grammar may take; cheaper than masks."""
+        ...
+
     def commit(self, tokens: Sequence[int]) -> None:
         """The answer went on with these."""
         ...
@@ -123,6 +127,10 @@ class Shaping:
         self._take(tokens)
         if self._grammar is not None:
             self._grammar.commit(tokens)
+
+    def fitting(self, drafts: Sequence[int]) -> int:
+        """How many of these tokens are worth looking at: what comes after the grammar's first refusal is not."""
+        return len(drafts) if self._grammar is None else self._grammar.fitting(drafts)
 
     def row(self, following: Sequence[int] = ()) -> RowShaping:
         """Of the row after the known tokens and ``following``."""

@@ -12,7 +12,7 @@ from paceline.runtime.compute import ComputeThread
 from paceline.runtime.config import TargetConfig
 from paceline.runtime.server import WorkerServer
 from paceline.runtime.worker import run, serve_until_stopped
-from paceline.target.assembly import describe, load, verifier_for
+from paceline.target.assembly import compiler_for, describe, load, verifier_for
 from paceline.target.service import SERVICE_NAME, TargetService, add_to
 from paceline.telemetry.provider import setup
 from paceline.telemetry.worker_spans import TargetSpans
@@ -38,7 +38,15 @@ async def serve(config: TargetConfig, progress: Progress) -> int:
     description = describe(verifier, loaded)
     progress(f"{verifier.info.model_id}: {verifier.info.kv_tokens} KV tokens, {config.step_tokens} tokens a step")
     spans = TargetSpans(tracing)
-    service = TargetService(verifier, loaded.engine, description, loaded.tokenizer_files, thread=thread, spans=spans)
+    service = TargetService(
+        verifier,
+        loaded.engine,
+        description,
+        loaded.tokenizer_files,
+        thread=thread,
+        compiler=compiler_for(loaded),
+        spans=spans,
+    )
     server = WorkerServer(config.host, config.port, services=(SERVICE_NAME,), add=add_to(service))
     return await serve_until_stopped("target", server, service, verifier.info.model_id, tracing.shutdown)
 

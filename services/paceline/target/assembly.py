@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paceline.engine.grammar import Grammars, grammars_of
 from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
 from paceline.runtime import text
 from paceline.runtime.command import Progress
@@ -31,6 +32,12 @@ def verifier_for(config: TargetConfig, loaded: LoadedEngine, incarnation: str) -
     )
     engine = loaded.engine
     return Verifier(engine, engine.info, limits=limits, incarnation=incarnation, detokenizer=codec.detokenizer)
+
+
+def compiler_for(loaded: LoadedEngine) -> Grammars:
+    """What compiles grammars for a loaded target."""
+    info = loaded.engine.info
+    return grammars_of(loaded.tokenizer_files, eos=info.eos_token_ids, vocab_size=info.vocab_size)
 
 
 def describe(verifier: Verifier, loaded: LoadedEngine) -> pb.TargetDescription:

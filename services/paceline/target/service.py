@@ -16,6 +16,7 @@ from paceline.runtime.streams import RouterStream
 from paceline.runtime.worker import HOUSEKEEPING_S, WorkerService
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import Resync, ResyncReason
+from paceline.target.grammars import Compiler, GrammarDesk
 from paceline.target.spans import NoSpans, Spans
 from paceline.target.steps import STEP_LIMIT_S, StepLoop
 from paceline.target.streams import Streams
@@ -39,6 +40,7 @@ class TargetService(WorkerService, TargetServiceServicer):
         description: the answer to Describe.
         files: the tokenizer's, name -> content.
         thread: the one that loaded the engine; a new one for engines that do not mind.
+        compiler: of grammars; without one they are refused.
         spans: told of every step.
         clock: monotonic seconds.
     """
@@ -51,6 +53,7 @@ class TargetService(WorkerService, TargetServiceServicer):
         files: Mapping[str, bytes],
         *,
         thread: ComputeThread | None = None,
+        compiler: Compiler | None = None,
         spans: Spans | None = None,
         clock: Callable[[], float] = time.monotonic,
         step_limit_s: float = STEP_LIMIT_S,
@@ -70,11 +73,18 @@ class TargetService(WorkerService, TargetServiceServicer):
             "the target", verifier, description, streams, [steps], log=log, clock=clock, housekeeping_s=housekeeping_s
         )
         self._verifier, self._files = verifier, files
+        self._grammars = GrammarDesk(compiler)
+
+    async def stop(self) -> None:
+        """See WorkerService."""
+        await super().stop()
+        self._grammars.close()
 
     # Names and signatures of the RPCs are the stubs'.
     async def Open(self, request: common.SessionOpen, context: Context) -> common.OpenResponse:  # noqa: N802
         async with told(context):
-            self._verifier.open(wire.from_open(request), self._clock())
+            opening = wire.from_open(request)
+            self._verifier.open(opening, self._clock(), await self._grammars.state(opening))
         return common.OpenResponse(incarnation=self._verifier.incarnation, model_id=self._verifier.info.model_id)
 
     async def FetchTokenizer(  # noqa: N802

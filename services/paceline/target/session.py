@@ -97,16 +97,19 @@ class Session:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def usable(self, proposal: Proposal, *, most: int, vocab_size: int) -> tuple[Draft, ...]:
-        """The draft tokens worth verifying: no more than could be committed, none the target doesn't know.
+        """The draft tokens worth verifying: no more than could be committed, none the target doesn't know or that its
+        grammar forbids, for it samples none of those.
 
-        In rejection mode, whether a draft is verified must not depend on it: one the target doesn't know is judged
-        like any other, and those after it, which it has no row for, are left out. Without the distributions drafts
-        were drawn from, they are no use.
+        In rejection mode, whether a draft is verified must not depend on it: one that cannot come is judged like any
+        other, and those after one that the target doesn't know, which it has no row for, are left out. Without the
+        distributions drafts were drawn from, they are no use.
         """
         room = max(0, min(most, self.answer.remaining - 1))
         known = sum(1 for _ in takewhile(lambda token: token < vocab_size, proposal.tokens[:room]))
         if not self.ledger.opening.sampling.rejects:
-            return tuple(Draft(token) for token in proposal.tokens[:known])
+            drafts = proposal.tokens[:known]
+            fitting = known if self.shaping is None else self.shaping.fitting(drafts)
+            return tuple(Draft(token) for token in drafts[:fitting])
         pairs = zip(proposal.tokens, proposal.distributions, strict=bool(proposal.distributions))
         return tuple(Draft(token, q) for token, q in pairs)[: min(known + 1, room)]
 

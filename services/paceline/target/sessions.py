@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paceline.engine.interface import EngineInfo
-from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease, Unavailable
+from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease, Unavailable, Unsupported
 from paceline.speculation.messages import NO_TRACE, SessionOpen
-from paceline.speculation.shaping import shaping_of
+from paceline.speculation.shaping import GrammarState, shaping_of
 from paceline.target.answer import Detokenizer, resume
 from paceline.target.schedule import MIN_STEP_TOKENS
 from paceline.target.session import Session
@@ -75,10 +75,13 @@ class SessionTable:
         """A session held, or None."""
         return self._sessions.get(session_id)
 
-    def open(self, opening: SessionOpen, now: float) -> Session | None:
+    def open(self, opening: SessionOpen, now: float, grammar: GrammarState | None = None) -> Session | None:
         """Take a session on, or over from an older lease, whose KV state is kept as far as the tokens are the same.
 
         Opening the same lease again with the same content changes nothing.
+
+        Args:
+            grammar: where the answer stands in its grammar, after the committed tokens.
 
         Returns:
             The session of the older lease, which is no longer held.
@@ -94,7 +97,7 @@ class SessionTable:
             _require_same(held.ledger.opening, opening)
             held.touched_s = now
             return None
-        self._check(opening)
+        self._check(opening, grammar)
         if held is None and len(self._sessions) >= self._limits.sessions:
             message = f"the target holds {self._limits.sessions} sessions, as many as it may"
             raise Overloaded(message, retry_after_s=RETRY_FULL_S)
@@ -108,7 +111,7 @@ class SessionTable:
         kv_len = held.kv_prefix(opening.tokens) if held else 0
         shaping = shaping_of(
             opening.sampling, opening.tokens, prompt_len=opening.prompt_len, vocab_size=self._info.vocab_size,
-            eos=self._info.eos_token_ids,
+            eos=self._info.eos_token_ids, grammar=grammar,
         )  # fmt: skip
         self._sessions[opening.session_id] = Session(
             opening, answer, reserved=reserved, kv_len=kv_len, now=now, shaping=shaping
@@ -152,7 +155,10 @@ class SessionTable:
             assert session.session_id == session_id, terms
             session.check_integrity()
 
-    def _check(self, opening: SessionOpen) -> None:
+    def _check(self, opening: SessionOpen, grammar: GrammarState | None) -> None:
+        asked = opening.sampling.grammar
+        if asked is not None and grammar is None:
+            raise Unsupported(f"grammar.{asked.kind.value}", got="a grammar", hint="nothing compiles it here")
         context, vocab = self._info.context_length, self._info.vocab_size
         if opening.numerics_class and opening.numerics_class != self._info.numerics_class:
             wanted, ours = opening.numerics_class, self._info.numerics_class

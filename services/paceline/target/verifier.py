@@ -24,6 +24,7 @@ from paceline.speculation.messages import (
     VerifyResult,
     VerifyTask,
 )
+from paceline.speculation.shaping import GrammarState
 from paceline.target.answer import Detokenizer
 from paceline.target.schedule import FairQueue, Share, allot
 from paceline.target.session import Round, Session
@@ -80,9 +81,9 @@ class Verifier:
         session = self._table.get(session_id)
         return tuple(session.ledger.tokens) if session else None
 
-    def open(self, opening: SessionOpen, now: float) -> None:
+    def open(self, opening: SessionOpen, now: float, grammar: GrammarState | None = None) -> None:
         """Take a session on, or over from an older lease. See SessionTable.open for what is kept and raised."""
-        replaced = self._table.open(opening, now)
+        replaced = self._table.open(opening, now, grammar)
         if replaced is not None:
             self._queue.remove(replaced.router_id, replaced.session_id)
 

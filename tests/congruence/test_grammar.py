@@ -1,0 +1,278 @@
+"""Speculation changes no token under a grammar: verifier and drafters against plain decoding of the same model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from paceline.drafters.interface import Ask, Drafter, DraftSession
+from paceline.drafters.model import ModelDrafter
+from paceline.drafters.ngram import NgramDrafter
+from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
+from paceline.engine.grammar import Grammars, grammars_of
+from paceline.runtime.text import TextCodec
+from paceline.speculation.digest import PrefixDigest
+from paceline.speculation.messages import (
+    EMPTY_PROPOSAL,
+    Fence,
+    Finish,
+    FinishReason,
+    Proposal,
+    Resync,
+    ResyncReason,
+    SessionOpen,
+    Verdict,
+    VerifyTask,
+)
+from paceline.speculation.params import Grammar, GrammarKind, SamplingParams, VerificationMode
+from paceline.speculation.sampling import Row, sample
+from paceline.target.sessions import Limits
+from paceline.target.verifier import Verifier
+
+TABLE = FakeOptions(seed=4, order=2, spread=2.0, eos=0.2)
+EOS = TABLE.eos_token_id
+PROMPT = tuple(b'say it as {"rider": "ada", "places": [1, 2, 3]}, say it again: ')
+CODEC = TextCodec(fake_tokenizer_files())
+LENGTH = 60
+DRAFTERS = ("off", "ngram", "model", "free model")
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "rider": {"enum": ["ada", "adam", "grace"]},
+        "places": {"type": "array", "items": {"type": "integer", "maximum": 9999, "minimum": 0}, "maxItems": 3},
+        "note": {"type": "string", "maxLength": 12},
+    },
+    "required": ["rider", "places"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+LARK = """
+start: sentence (" " sentence)*
+sentence: who " " does ("." | "!")
+who: "the rider" | "the runner" | "a" /[a-z]{1,4}/
+does: "rides" | "runs" | "rests at " NUMBER
+NUMBER: /[0-9]{1,2}/
+"""
+GRAMMARS = {
+    "schema": Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)),
+    "regex": Grammar(GrammarKind.REGEX, r"([a-z]{3,8}, ){2,6}[a-z]{3,8}( and so on)?\."),
+    "lark": Grammar(GrammarKind.LARK, LARK),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.9, "seed": 5},
+    "cut": {"temperature": 1.2, "top_k": 5, "top_p": 0.9, "seed": 6, "repetition_penalty": 1.2},
+    "min_tokens": {"temperature": 1.0, "min_tokens": 25, "seed": 7},
+    "stop": {"temperature": 1.0, "stop": ("e ", "ri", '", "'), "seed": 8},
+    "short": {"temperature": 1.0, "max_tokens": 9},
+}
+
+
+@cache
+def grammars() -> Grammars:
+    return grammars_of(fake_tokenizer_files(), eos=[EOS], vocab_size=TABLE.vocab_size)
+
+
+def sampling_of(grammar: str, options: str) -> SamplingParams:
+    chosen: dict[str, Any] = {"max_tokens": LENGTH, "grammar": GRAMMARS[grammar]}
+    return SamplingParams(**(chosen | OPTIONS[options]))
+
+
+@cache
+def plain(grammar: str, options: str) -> tuple[tuple[int, ...], bool]:
+    """The model alone, with the mask of a state made anew for every token; and whether nothing more was possible."""
+    params, engine, output = sampling_of(grammar, options), FakeEngine(TABLE, sleep=None), list[int]()
+    assert params.grammar is not None
+    while len(output) < params.max_tokens:
+        mask = grammars().state(params.grammar, output).allowed(())
+        assert mask is not None
+        logits = engine.next_logits([*PROMPT, *output]).masked_fill(~mask, -torch.inf)
+        if len(output) < params.min_tokens:
+            logits[EOS] = -torch.inf
+        if not logits.isfinite().any():
+            return tuple(output), True
+        if params.repetition_penalty != 1:
+            seen = list({*PROMPT, *output})
+            picked = logits[seen]
+            penalty = params.repetition_penalty
+            logits[seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
+        output.append(int(sample(logits[None], [Row(params, len(output))])[0]))
+        text = bytes(output[:-1] if output[-1] == EOS else output).decode(errors="replace")
+        if output[-1] == EOS or any(stop in text for stop in params.stop):
+            break
+    return tuple(output), False
+
+
+@dataclass
+class Run:
+    """One answer by verifiers and a drafter, round by round."""
+
+    params: SamplingParams
+    drafter: Drafter | None
+    k: int
+    step_tokens: int = 64
+    output: list[int] = field(default_factory=list)
+    verified: int = 0
+    accepted: int = 0
+    finish: Finish | None = None
+    dead_end: bool = False
+    rounds: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.move()
+        self.session = DraftSession.opened(self.opening, "")
+        if self.drafter is not None:
+            self.drafter.open(self.session)
+
+    def move(self) -> None:
+        """The verifier, if there was one, is lost: another goes on from the tokens."""
+        self.epoch += 1
+        tokens = (*PROMPT, *self.output)
+        self.opening = SessionOpen("s", self.epoch, "r", tokens, len(PROMPT), self.params)
+        self.engine = FakeEngine(TABLE, sleep=None)
+        limits = Limits(step_tokens=self.step_tokens)
+        self.verifier = Verifier(
+            self.engine, self.engine.info, limits=limits, incarnation="i", detokenizer=CODEC.detokenizer
+        )
+        assert self.params.grammar is not None
+        self.verifier.open(self.opening, 0.0, grammars().state(self.params.grammar, self.output))
+
+    def round(self) -> None:
+        self.rounds += 1
+        proposal = EMPTY_PROPOSAL
+        if self.drafter is not None:
+            (proposal,) = self.drafter.propose([Ask("s", len(PROMPT) + len(self.output), self.k)])
+        tokens = (*PROMPT, *self.output)
+        fence = Fence("s", "i", self.epoch, self.rounds, len(tokens), PrefixDigest(tokens).value)
+        assert self.verifier.submit("r", VerifyTask(fence, proposal), 0.0) is None
+        answer = None
+        while answer is None:
+            plan = self.verifier.plan(0.0)
+            assert plan is not None
+            served = self.verifier.complete(plan, self.engine.step(plan), 0.0)
+            self.verifier.check_integrity()
+            answer = served[0].result
+        if isinstance(answer.outcome, Resync):
+            assert answer.outcome.reason is ResyncReason.DEAD_END
+            self.dead_end = True
+        else:
+            self.take(answer.outcome)
+
+    def take(self, verdict: Verdict) -> None:
+        self.output += verdict.tokens
+        self.session.tokens.extend(verdict.tokens)
+        self.session.digest.extend(verdict.tokens)
+        self.verified += verdict.verify_len
+        self.accepted += verdict.accepted
+        self.finish = verdict.finish
+
+    def all(self, *, move_after: int | None = None) -> tuple[int, ...]:
+        while self.finish is None and not self.dead_end:
+            self.round()
+            if move_after is not None and len(self.output) >= move_after and self.finish is None:
+                self.move()
+                move_after = None
+        return tuple(self.output)
+
+
+def drafter_of(name: str) -> Drafter | None:
+    """``free model`` knows nothing of grammars, so some of what it drafts is cut."""
+    guess = replace(TABLE, quality=0.7)
+    make: dict[str, Callable[[], Drafter | None]] = {
+        "off": lambda: None,
+        "ngram": lambda: NgramDrafter(1, 3),
+        "model": lambda: ModelDrafter(FakeEngine(guess, sleep=None), grammars=grammars()),
+        "free model": lambda: ModelDrafter(FakeEngine(guess, sleep=None)),
+    }
+    return make[name]()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("grammar", GRAMMARS)
+def test_no_drafter_and_no_k_changes_a_token(grammar: str, options: str) -> None:
+    expected, dead_end = plain(grammar, options)
+    for drafter in DRAFTERS:
+        for k in (1, 4, 8) if drafter != "off" else (0,):
+            run = Run(sampling_of(grammar, options), drafter_of(drafter), k, step_tokens=5 if k == 8 else 64)
+            assert run.all() == expected, (drafter, k)
+            assert run.dead_end == dead_end, (drafter, k)
+
+
+@pytest.mark.parametrize("drafter", ["off", "ngram", "model"])
+@pytest.mark.parametrize("grammar", GRAMMARS)
+def test_no_move_changes_a_token(grammar: str, drafter: str) -> None:
+    expected, _ = plain(grammar, "sampled")
+    for move_after in range(1, len(expected), 9):
+        run = Run(sampling_of(grammar, "sampled"), drafter_of(drafter), 4)
+        assert run.all(move_after=move_after) == expected, move_after
+
+
+@pytest.mark.parametrize("options", ["greedy", "sampled", "cut"])
+def test_answers_are_what_their_grammar_says(options: str) -> None:
+    tokens, _ = plain("schema", options)
+    value = json.loads(bytes(tokens[:-1]))
+    assert tokens[-1] == EOS
+    assert set(value) <= {"rider", "places", "note"}
+    assert value["rider"] in ("ada", "adam", "grace")
+    tokens, _ = plain("regex", options)
+    assert re.fullmatch(GRAMMARS["regex"].source, bytes(tokens[:-1]).decode())
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "model", "free model"])
+def test_rejected_in_place_answers_are_what_their_grammar_says(drafter: str) -> None:
+    """Rejection mode: nothing is cut, and forbidden drafts lose to what the grammar leaves."""
+    accepted = 0
+    for seed in range(8):
+        params = replace(sampling_of("regex", "sampled"), seed=seed, verification_mode=VerificationMode.REJECTION)
+        run = Run(params, drafter_of(drafter), 4)
+        tokens = run.all()
+        assert tokens[-1] == EOS
+        assert re.fullmatch(GRAMMARS["regex"].source, bytes(tokens[:-1]).decode())
+        accepted += run.accepted
+    assert accepted > 0
+
+
+def test_a_limit_inside_the_grammar_ends_the_answer_there() -> None:
+    run = Run(sampling_of("schema", "short"), drafter_of("model"), 8)
+    assert len(run.all()) == 9
+    assert run.finish == Finish(FinishReason.LENGTH)
+    full, _ = plain("schema", "sampled")
+    assert grammars().state(GRAMMARS["schema"], run.output).fitting(full[9:]) <= len(full) - 9
+
+
+def test_min_tokens_beyond_what_the_grammar_has_is_a_dead_end() -> None:
+    params = SamplingParams(max_tokens=20, min_tokens=10, grammar=Grammar(GrammarKind.REGEX, "abc"))
+    run = Run(params, drafter_of("model"), 4)
+    assert run.all() == tuple(b"abc")
+    assert run.dead_end
+
+
+def test_a_drafter_that_knows_the_grammar_is_right_more_often_and_nothing_forbidden_is_verified() -> None:
+    rates = {}
+    for name in ("model", "free model"):
+        runs = [Run(replace(sampling_of("schema", "sampled"), seed=seed), drafter_of(name), 4) for seed in range(6)]
+        for run in runs:
+            run.all()
+        rates[name] = sum(run.accepted for run in runs) / sum(run.rounds for run in runs)
+    assert rates["model"] > 1.5 * rates["free model"], rates
+
+
+def test_drafts_that_break_the_grammar_are_cut_before_they_are_verified() -> None:
+    run = Run(SamplingParams(max_tokens=9, grammar=Grammar(GrammarKind.REGEX, "abc+d")), None, 0, step_tokens=256)
+    fence = Fence("s", "i", 1, 1, len(PROMPT), PrefixDigest(PROMPT).value)
+    run.verifier.submit("r", VerifyTask(fence, Proposal(tuple(b"abxcd"))), 0.0)
+    plan = run.verifier.plan(0.0)
+    assert plan is not None
+    assert plan.slices[0].tokens[-2:] == tuple(b"ab")
+    outcome = run.verifier.complete(plan, run.engine.step(plan), 0.0)[0].result
+    assert outcome is not None
+    assert isinstance(outcome.outcome, Verdict)
+    assert (outcome.outcome.tokens, outcome.outcome.verify_len) == (tuple(b"abc"), 2)
