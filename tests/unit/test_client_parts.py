@@ -14,6 +14,7 @@ import paceline_client
 import pytest
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.params import SamplingParams, SpeculationMode, SpeculationParams
+from paceline.v1 import common_pb2
 from paceline_client import InvalidRequestError, RetryPolicy, Speculation
 from paceline_client._config import Config
 from paceline_client._errors import Failure
@@ -78,6 +79,8 @@ WRONG: list[tuple[str, Any]] = [
     ("repetition_penalty", 10.1),
     ("presence_penalty", -2.1),
     ("frequency_penalty", float("nan")),
+    ("relaxed_acceptance", 0),
+    ("relaxed_acceptance", 1.5),
     ("logprobs", 21),
     ("prompt_logprobs", -1),
     ("bad_words", ((),)),
@@ -108,6 +111,10 @@ def test_options_reach_the_wire_as_they_are() -> None:
     assert (sampling.min_tokens, sampling.logprobs, sampling.prompt_logprobs) == (4, 0, 20)
     assert sampling.HasField("logprobs")
     assert request.choice == 127
+    lossy = build_request("x", {"verification_mode": "agreement", "relaxed_acceptance": 0.25}).sampling
+    assert (lossy.verification_mode, lossy.relaxed_acceptance) == (common_pb2.VERIFICATION_MODE_AGREEMENT, 0.25)
+    rejecting = build_request("x", {"verification_mode": "rejection"}).sampling
+    assert rejecting.verification_mode == common_pb2.VERIFICATION_MODE_REJECTION
     empty = build_request("x", {"logprobs": None, "logit_bias": None, "bad_words": None})
     assert not empty.sampling.ListFields()
 
@@ -121,6 +128,7 @@ def test_options_reach_the_wire_as_they_are() -> None:
         ("logit_bias", {1: "much"}),
         ("logit_bias", dict.fromkeys(range(1025), 1.0)),
         ("min_tokens", -1),
+        ("verification_mode", "trust"),
         ("bad_words", ["word"]),
         ("bad_words", [[-1]]),
         ("choice", 128),

@@ -72,6 +72,15 @@ async def test_a_move_within_a_stream_is_no_second_start(kind: str) -> None:
     assert (resume.session_id, resume.numerics_class, resume.lease_epoch) == ("s-2", "class-b", 4)
 
 
+async def test_an_answer_is_lossy_if_one_of_its_rounds_was(kind: str) -> None:
+    lossy = Response(tokens=generation_pb2.Tokens(index=2, token_ids=[3], sources=[ACCEPTED], lossy=True))
+    for rounds in ((ONE, lossy), (ONE,)):
+        act = Act(responses=(started(), *rounds, completed([])))
+        async with Server(FakeRouter(act)) as server, AnyClient(kind, server.address) as client:
+            answer = await client.generate()
+        assert answer.lossy == (len(rounds) == 2)
+
+
 async def test_a_resume_after_the_last_token_only_brings_the_end(kind: str) -> None:
     nothing = Response(tokens=generation_pb2.Tokens(index=len(ANSWER), verifier_model_id="target-model"))
     done = Response(completed=generation_pb2.Completed())

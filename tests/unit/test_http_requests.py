@@ -199,6 +199,7 @@ def test_verification_mode() -> None:
     assert parse_completion(COMPLETION | {"verification_mode": "rejection"}).sampling.verification_mode is (
         VerificationMode.REJECTION
     )
+    assert parse_chat(CHAT | {"relaxed_acceptance": 0.3}).sampling.relaxed_acceptance == 0.3
 
 
 @pytest.mark.parametrize("path", PATHS)

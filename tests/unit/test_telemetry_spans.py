@@ -98,6 +98,7 @@ async def test_attributes_say_what_was_asked_and_what_came() -> None:
         "paceline.drafted": 3,
         "paceline.verified": 3,
         "paceline.accepted": 2,
+        "paceline.lossy": False,
         "paceline.tau": 3.0,
     }
     round_ = collector.one(names.ROUND).attributes

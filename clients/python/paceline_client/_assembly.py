@@ -21,6 +21,7 @@ class Assembly:
         self.numerics_class = ""
         self.lease_epoch = 0
         self.class_changed = False
+        self.lossy = False
         self.tokens: list[Token] = []
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self.finish: Finish | None = None
@@ -81,6 +82,7 @@ class Assembly:
             self._check_repeat(message, known)
             text = self._unseen(message)
         tokens = self._tokens(message, known)
+        self.lossy |= message.lossy
         prompt_logprobs = () if self.prompt_logprobs else logprobs_of(message.prompt_logprobs)
         self.prompt_logprobs = self.prompt_logprobs or prompt_logprobs
         self._starts[received] = len(self._text)
@@ -98,6 +100,7 @@ class Assembly:
             drafted=message.drafted,
             verified=message.verified,
             accepted=message.accepted,
+            lossy=message.lossy,
             prompt_logprobs=prompt_logprobs,
         )
 
@@ -107,6 +110,7 @@ class Assembly:
             raise self._broken("Completed came before Started")
         self.finish = finish_of(message.finish)
         self.usage = usage_of(message.usage)
+        self.lossy |= message.lossy
         self.metrics = metrics_of(message.speculation, self._before)
 
     def _tokens(self, message: generation_pb2.Tokens, skip: int) -> tuple[Token, ...]:

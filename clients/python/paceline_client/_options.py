@@ -93,6 +93,12 @@ class GenerateOptions(TypedDict, total=False):
     """Report the log probability of every token, and of so many of the likeliest ones (0 to 20) beside it."""
     prompt_logprobs: int | None
     """The same for the tokens of the prompt, from the second on."""
+    verification_mode: Literal["agreement", "rejection"] | None
+    """agreement: the same text whatever is drafted; rejection: more drafts accepted at temperatures above 0, and the
+    text, though of the same distribution, depends on what was drafted."""
+    relaxed_acceptance: float | None
+    """Lossy: also accept draft tokens with at least this share of the likeliest token's probability, above 0, up to 1.
+    ``lossy`` of the answer tells whether it changed a token."""
     choice: int
     """Which of several answers under one seed this is, 0 to 127: each differs. For n answers make n calls."""
     speculation: Speculation | None

@@ -147,6 +147,7 @@ class Exchange:
             stall_s=self.stall_s(now),
             class_changed=assembly.class_changed,
             prompt_logprobs=assembly.prompt_logprobs,
+            lossy=assembly.lossy,
         )
 
     def _take(self, response: generation_pb2.GenerateResponse, now: float) -> Chunk | None:

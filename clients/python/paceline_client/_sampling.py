@@ -14,6 +14,10 @@ from paceline_client._errors import InvalidRequestError
 _INVALID = InvalidRequestError.of_field
 _ABOVE_0 = math.ulp(0.0)  # the least number above 0
 
+_MODES = {
+    "agreement": common_pb2.VERIFICATION_MODE_AGREEMENT,
+    "rejection": common_pb2.VERIFICATION_MODE_REJECTION,
+}
 # Option -> least, most, what is expected.
 _REALS: dict[str, tuple[float, float, str]] = {
     "temperature": (0, 100, "a number from 0 to 100"),
@@ -22,6 +26,7 @@ _REALS: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (_ABOVE_0, 10, "above 0, up to 10"),
     "presence_penalty": (-2, 2, "a number from -2 to 2"),
     "frequency_penalty": (-2, 2, "a number from -2 to 2"),
+    "relaxed_acceptance": (_ABOVE_0, 1, "a number above 0, up to 1"),
 }
 _INTS: dict[str, tuple[int, int, str]] = {
     "top_k": (0, 2**31, "a whole number, 0 for no limit"),
@@ -51,6 +56,10 @@ def sampling_of(options: Mapping[str, Any]) -> common_pb2.SamplingOptions:
         if not isinstance(ignore_eos, bool):
             raise _INVALID("ignore_eos", expected="True or False", got=ignore_eos)
         sampling.ignore_eos = ignore_eos
+    if (mode := options.get("verification_mode")) is not None:
+        if mode not in _MODES:
+            raise _INVALID("verification_mode", expected="agreement or rejection", got=mode)
+        sampling.verification_mode = _MODES[mode]
     return sampling
 
 

@@ -88,6 +88,8 @@ class Chunk:
     """Draft tokens sent to verification."""
     accepted: int
     """Draft tokens the target agreed with."""
+    lossy: bool = False
+    """True if ``relaxed_acceptance`` accepted a draft token that the target alone would not have written."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, with the first tokens, if ``prompt_logprobs`` was asked for."""
 
@@ -216,6 +218,8 @@ class Generation:
     """True if it went on in another numerics class than it began in: near-ties may have fallen otherwise."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, if ``prompt_logprobs`` was asked for."""
+    lossy: bool = False
+    """True if ``relaxed_acceptance`` changed a token."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

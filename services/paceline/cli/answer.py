@@ -38,6 +38,10 @@ _OPTIONS = (
         "--speculation", default="auto", metavar="auto|off|K", help="K: always draft K tokens. [default: auto]"
     ),
     click.option("--drafter", default="", help="A drafter by name; by default the server's choice."),
+    click.option(
+        "--verification-mode", type=click.Choice(["agreement", "rejection"]), help="How drafts are decided on."
+    ),
+    click.option("--relaxed-acceptance", type=float, help="Lossy: accept drafts at least so likely, of the likeliest."),
     click.option("--no-color", is_flag=True, help="No colours, as with NO_COLOR or into a pipe."),
 )
 
@@ -50,7 +54,7 @@ def answer_options(command: F) -> F:
 
 
 def request_of(
-    *, speculation: str, drafter: str, stop: tuple[str, ...], model: str, **sampling: float | None
+    *, speculation: str, drafter: str, stop: tuple[str, ...], model: str, **sampling: float | str | None
 ) -> GenerateOptions:
     """The client's options for what was given on the command line."""
     return cast(

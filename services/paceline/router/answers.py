@@ -88,6 +88,7 @@ class Answer:
             lease_epoch=commit.lease_epoch,
             logprobs=verdict.logprobs,
             prompt_logprobs=verdict.prompt_logprobs,
+            lossy=verdict.lossy,
         )
 
     def complete(self, finish: Finish) -> Completed:

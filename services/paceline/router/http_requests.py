@@ -1,8 +1,8 @@
 """Bodies of OpenAI's endpoints -> requests. Closed: a field nobody knows is refused by name, as is a wrong type.
 
-Beyond OpenAI's fields: ``top_k``, ``min_p``, ``stop_token_ids``, ``ignore_eos``, ``verification_mode`` and
-``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges are checked where the request
-is resolved (``SamplingParams``), once for both ingresses.
+Beyond OpenAI's fields: ``top_k``, ``min_p``, ``stop_token_ids``, ``ignore_eos``, ``verification_mode``,
+``relaxed_acceptance`` and ``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges are
+checked where the request is resolved (``SamplingParams``), once for both ingresses.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class _Body(_Closed):
     stop_token_ids: Any = None
     ignore_eos: bool | None = None
     verification_mode: Literal["agreement", "rejection"] | None = None
+    relaxed_acceptance: FiniteFloat | None = None
     speculation: _Speculation | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -157,6 +158,7 @@ def _wanted(
             stop_token_ids=() if body.stop_token_ids is None else token_ids(body.stop_token_ids, "stop_token_ids"),
             ignore_eos=body.ignore_eos,
             verification_mode=VerificationMode[mode.upper()] if mode else None,
+            relaxed_acceptance=body.relaxed_acceptance,
         ),
         speculation=_speculation(body.speculation or _Speculation()),
         stream=bool(body.stream),

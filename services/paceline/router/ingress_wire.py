@@ -170,6 +170,7 @@ def _committed(event: Committed) -> generation.Tokens:
         lease_epoch=event.lease_epoch,
         logprobs=to_logprobs(event.logprobs),
         prompt_logprobs=to_logprobs(event.prompt_logprobs),
+        lossy=event.lossy,
     )
 
 
@@ -195,6 +196,7 @@ def _completed(event: Completed) -> generation.Completed:
             router_us=waits.router_us,
             network_us=waits.network_us,
         ),
+        lossy=stats.lossy,
     )
 
 

@@ -101,6 +101,7 @@ class Committed:
     lease_epoch: int
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
+    lossy: bool = False  # relaxed acceptance changed a token
 
 
 @dataclass(frozen=True, slots=True)

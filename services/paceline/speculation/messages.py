@@ -251,12 +251,14 @@ class RoundStats:
     per_round_accepted: list[int] = field(default_factory=list)  # parallel to per_round_verified
     by_source: dict[TokenSource, int] = field(default_factory=lambda: dict.fromkeys(TokenSource, 0))
     speculative_commits: int = 0  # tokens committed by rounds with verify length >= 1
+    lossy: bool = False  # some round was, see Verdict
 
     def add(self, verdict: Verdict, drafted: int, missed: bool) -> None:
         """Count one round: ``drafted`` tokens were proposed, or the draft was asked for and ``missed``."""
         self.rounds += 1
         self.drafted += drafted
         self.missed_drafts += missed
+        self.lossy |= verdict.lossy
         for source in verdict.sources:
             self.by_source[source] += 1
         if verdict.verify_len:

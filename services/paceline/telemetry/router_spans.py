@@ -139,6 +139,7 @@ def _round_attributes(facts: RoundFacts) -> dict[str, AnyValue]:
         names.DRAFTED: committed.drafted,
         names.VERIFIED: committed.verified,
         names.ACCEPTED: committed.accepted,
+        names.LOSSY: committed.lossy,
         names.MISSED_DRAFT: facts.missed_draft,
         names.DRAFT_WAIT_US: facts.draft_us,
         names.VERIFY_WAIT_US: facts.verify_us,
@@ -159,6 +160,7 @@ def _answer_attributes(outcome: Completed) -> dict[str, AnyValue]:
         names.DRAFTED: stats.drafted,
         names.VERIFIED: stats.verified,
         names.ACCEPTED: stats.accepted,
+        names.LOSSY: stats.lossy,
     }
     if stats.tau is not None:
         attributes[names.TAU] = stats.tau
