@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from paceline.engine.interface import EngineInfo, Slice, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, KvRequest, Slice, StepPlan, StepResult
+from paceline.engine.pages import PAGE, BlockTable
+from paceline.engine.prefix import salt_of
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.messages import (
     Fence,
@@ -46,9 +48,12 @@ class ScriptedEngine:
     kv_tokens: int = 4096
     context_length: int = 64
     failures: int = 0  # so many of the next steps break
-    held: dict[str, list[int]] = field(default_factory=dict)
-    reserved: dict[str, int] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = BlockTable(self.kv_tokens)
+        self._slots = [-1] * ((self.table.total + 1) * PAGE)
+        self._ids: dict[str, None] = {}
 
     @property
     def info(self) -> EngineInfo:
@@ -60,42 +65,67 @@ class ScriptedEngine:
             eos_token_ids=(EOS,),
             numerics={"dtype": "none"},
             numerics_class="class-a",
-            kv_tokens=self.kv_tokens,
+            kv_tokens=self.table.tokens,
         )
 
-    def reserve(self, session_id: str, max_len: int) -> bool:
-        others = sum(size for name, size in self.reserved.items() if name != session_id)
-        if others + max_len > self.kv_tokens:
-            return False
-        self.reserved[session_id] = max(max_len, self.reserved.get(session_id, 0))
-        self.held.setdefault(session_id, [])
-        return True
+    @property
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """What it holds of each session."""
+        return {name: self._read(name, self.table.holding(name).length) for name in self._ids}
 
-    def free(self, session_id: str) -> None:
-        self.reserved.pop(session_id, None)
-        self.held.pop(session_id, None)
+    @property
+    def reserved(self) -> dict[str, int]:
+        return {name: self.table.holding(name).reserved for name in self._ids}
+
+    def reserve(self, session_id: str, max_len: int) -> bool:
+        raise AssertionError("the verifier admits")
+
+    def admit(self, request: KvRequest) -> int | None:
+        admission = self.table.admit(request, salt_of("class-a", request.tenant, page=PAGE))
+        if admission is None:
+            return None
+        for page in admission.fresh:
+            self._slots[page * PAGE : (page + 1) * PAGE] = [-1] * PAGE
+        self._ids[request.session_id] = None
+        assert self._read(request.session_id, admission.reused) == tuple(request.tokens[: admission.reused])
+        return admission.reused
+
+    def publish(self, session_id: str, tokens: Sequence[int], length: int) -> None:
+        assert self._read(session_id, length) == tuple(tokens[:length])
+        self.table.publish(session_id, tokens, length)
+
+    def free(self, session_id: str, *, keep: bool = True) -> None:
+        self._ids.pop(session_id, None)
+        self.table.free(session_id, keep=keep)
 
     def step(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)
         if self.failures:
             self.failures -= 1
             raise FloatingPointError("scripted failure")
-        return StepResult(tuple(self._run(piece) for piece in plan.slices), STEP_S)
+        self.table.begin(plan)
+        samples = tuple(self._run(piece) for piece in plan.slices)
+        self.table.commit(plan)
+        return StepResult(samples, STEP_S)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         return ((1, 0.02), (16, 0.02))
 
     def _run(self, piece: Slice) -> tuple[int, ...]:
-        held = self.held[piece.session_id]
-        assert piece.start <= len(held), (piece, len(held))
-        assert piece.end <= self.reserved[piece.session_id], (piece, self.reserved)
-        held[piece.start :] = piece.tokens
+        pages = self.table.holding(piece.session_id).pages
+        for at, token in enumerate(piece.tokens, piece.start):
+            self._slots[pages[at // PAGE] * PAGE + at % PAGE] = token
+        held = self._read(piece.session_id, piece.end)
         drawn = []
         for i in range(piece.samples):
             end = piece.end - piece.samples + 1 + i
             position = piece.first_noise_position + i
-            drawn.append(next_token(tuple(held[max(0, end - 3) : end]), piece.sampling, position, piece.choice))
+            drawn.append(next_token(held[max(0, end - 3) : end], piece.sampling, position, piece.choice))
         return tuple(drawn)
+
+    def _read(self, session_id: str, length: int) -> tuple[int, ...]:
+        pages = self.table.holding(session_id).pages
+        return tuple(self._slots[pages[at // PAGE] * PAGE + at % PAGE] for at in range(length))
 
 
 class Words:

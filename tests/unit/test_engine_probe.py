@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from paceline.engine.interface import StepPlan
-from paceline.engine.kv_store import BlockTable, KVStore
+from paceline.engine.kv_store import KVStore
 from paceline.engine.linear import TiledLinear, packing_works
+from paceline.engine.pages import BlockTable
 from paceline.engine.probe import Scratch, check_invariance
 from paceline.speculation.errors import Unsupported
 from torch import Tensor

@@ -16,6 +16,8 @@ from paceline.target.verifier import Served, Verifier
 from tests.unit.target_kit import EOS, VOCAB, ScriptedEngine, make_verifier, opening, plain, task
 
 NAMES = tuple("abcde")
+CONTEXT = 56
+TRUNK = tuple((3 * place + place // 5) % VOCAB for place in range(40))  # prompts often begin alike
 PLACES = st.integers(0, len(NAMES) - 1)
 SAMPLING = st.fixed_dictionaries(
     {
@@ -58,19 +60,26 @@ class Rounds(RuleBasedStateMachine):
         self.plan: StepPlan | None = None
         self.now = 0.0
 
-    @initialize(step_tokens=st.integers(2, 24), drafts=st.integers(0, 6), kv=st.sampled_from([60, 90, 4096]))
+    @initialize(step_tokens=st.integers(2, 24), drafts=st.integers(0, 6), kv=st.sampled_from([64, 112, 4096]))
     def begin(self, step_tokens: int, drafts: int, kv: int) -> None:
-        engine = ScriptedEngine(kv_tokens=kv, context_length=32)
+        engine = ScriptedEngine(kv_tokens=kv, context_length=CONTEXT)
         self.verifier, self.engine = make_verifier(
             engine, step_tokens=step_tokens, max_draft_tokens=drafts, max_sessions=4, session_ttl_s=50
         )
 
-    @rule(place=PLACES, prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=26), sampling=SAMPLING)
-    def open(self, place: int, prompt: list[int], sampling: dict[str, Any]) -> None:
+    @rule(
+        place=PLACES,
+        trunk=st.sampled_from([0, 16, 17, 35, 40]),
+        tail=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=14),
+        tenant=st.sampled_from(["", "other"]),
+        sampling=SAMPLING,
+    )
+    def open(self, place: int, trunk: int, tail: list[int], tenant: str, sampling: dict[str, Any]) -> None:
         name = NAMES[place]
         if name in self.clients:
             return
-        source = opening(name, tokens=prompt, router_id=f"r{place % 2}", choice=place, **sampling)
+        prompt = (*TRUNK[:trunk], *tail)
+        source = opening(name, tokens=prompt, router_id=f"r{place % 2}", choice=place, tenant=tenant, **sampling)
         if self.try_open(source):
             self.clients[name] = Client(source, source)
 
@@ -101,7 +110,7 @@ class Rounds(RuleBasedStateMachine):
         client = self.clients.get(NAMES[place])
         if client is None or client.ended or client.lost or client.sent is not None:
             return
-        ahead = plain(client.first, 32)[0][len(client.committed) :][:right]
+        ahead = plain(client.first, CONTEXT)[0][len(client.committed) :][:right]
         client.round_id += 1
         client.sent = task(client.lease, client.since_lease, (*ahead, *wrong), round_id=client.round_id)
         self.take(self.verifier.submit(client.lease.router_id, client.sent, self.now))
@@ -182,9 +191,9 @@ class Rounds(RuleBasedStateMachine):
         if not hasattr(self, "verifier"):
             return
         self.verifier.check_integrity()
-        assert sum(self.engine.reserved.values()) <= self.engine.kv_tokens
+        self.engine.table.check_integrity()
         for name, client in self.clients.items():
-            tokens, text = plain(client.first, 32)
+            tokens, text = plain(client.first, CONTEXT)
             held = self.verifier.tokens(name)
             assert (held is None) == client.lost, (name, client)
             whole = (*client.first.tokens, *tokens)

@@ -110,7 +110,7 @@ async def test_repetitions_and_resyncs_are_answered_without_a_step() -> None:
 
 
 async def test_refusals_have_their_status() -> None:
-    async with served(ScriptedEngine(kv_tokens=40), limits={"max_sessions": 2}) as target:
+    async with served(ScriptedEngine(kv_tokens=48), limits={"max_sessions": 2}) as target:
         await target.open(opening("s1", lease_epoch=5))
         refused = {
             grpc.StatusCode.INVALID_ARGUMENT: opening("s2", tokens=(99,)),

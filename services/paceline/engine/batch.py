@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.engine.interface import StepPlan
-from paceline.engine.kv_store import PAGE, BlockTable
+from paceline.engine.pages import PAGE, BlockTable
 
 KV_BLOCK = 128  # KV positions per product: the reduction over V runs block by block
 PAGES_PER_BLOCK = KV_BLOCK // PAGE

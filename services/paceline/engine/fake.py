@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from paceline.engine import grammar
 from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
-from paceline.engine.interface import EngineInfo, StepPlan, StepResult
-from paceline.engine.kv_store import BlockTable, context_exceeded
+from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
 from paceline.engine.outcome import draw
+from paceline.engine.pages import PAGE, BlockTable, context_exceeded
+from paceline.engine.prefix import salt_of
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import SAMPLER_VERSION
 
@@ -31,6 +32,7 @@ _CONTEXT_LENGTH = 32768
 _TEXT = torch.tensor([byte == 32 or 97 <= byte <= 122 for byte in range(VOCAB_SIZE)])  # space and a–z
 _CACHED_CONTEXTS = 65536
 _NEVER = -1e4  # of no weight at any temperature, but finite: a grammar may leave nothing but the end
+_UNWRITTEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ def parse_options(name: str) -> FakeOptions:
 
 
 class FakeEngine:
-    """Engine over a table. It checks plans like a real one and remembers every session's tokens."""
+    """Engine over a table. It checks plans like a real one, and its KV state is the tokens, on pages like a real one's.
+
+    So a page that is shared wrongly shows in the logits.
+    """
 
     def __init__(
         self,
@@ -103,7 +108,7 @@ class FakeEngine:
         """
         self.options = options or FakeOptions()
         self._table = BlockTable(kv_tokens)
-        self._tokens: dict[str, list[int]] = {}
+        self._slots = [_UNWRITTEN] * ((self._table.total + 1) * PAGE)  # the token at each position of each page
         self._sleep = sleep
         self._duration = duration or self._default_duration
         self._logits = functools.lru_cache(_CACHED_CONTEXTS)(self._compute_logits)
@@ -131,25 +136,42 @@ class FakeEngine:
         """See Engine. Raises InvalidRequest beyond the context length: waiting would not help."""
         if max_len > _CONTEXT_LENGTH:
             raise context_exceeded(max_len, _CONTEXT_LENGTH)
-        if self._table.reserve(session_id, max_len) is None:
-            return False
-        self._tokens.setdefault(session_id, [])
-        return True
+        fresh = self._table.reserve(session_id, max_len)
+        self._clear(fresh or [])
+        return fresh is not None
 
-    def free(self, session_id: str) -> None:
+    def admit(self, request: KvRequest) -> int | None:
+        """See Engine. Raises InvalidRequest as ``reserve`` does."""
+        if request.max_len > _CONTEXT_LENGTH:
+            raise context_exceeded(request.max_len, _CONTEXT_LENGTH)
+        admission = self._table.admit(request, salt_of(self._info.numerics_class, request.tenant, page=PAGE))
+        if admission is None:
+            return None
+        self._clear(admission.fresh)
+        held, wanted = self.held(request.session_id)[: admission.reused], request.tokens[: admission.reused]
+        assert held == tuple(wanted), f"{request.session_id} starts on {held}, its tokens are {wanted}"
+        return admission.reused
+
+    def publish(self, session_id: str, tokens: Sequence[int], length: int) -> None:
         """See Engine."""
-        self._table.free(session_id)
-        self._tokens.pop(session_id, None)
+        if self._table.publish(session_id, tokens, length):
+            held = self.held(session_id)[:length]
+            assert held == tuple(tokens[:length]), f"{session_id} holds {held}, publishes {tokens[:length]}"
+
+    def free(self, session_id: str, *, keep: bool = True) -> None:
+        """See Engine."""
+        self._table.free(session_id, keep=keep)
 
     def held(self, session_id: str) -> tuple[int, ...]:
-        """Tokens the engine holds of a session."""
-        return tuple(self._tokens.get(session_id, ()))
+        """Tokens the engine holds of a session; none of one it does not know."""
+        if session_id not in self._table:
+            return ()
+        holding = self._table.holding(session_id)
+        return self._read(holding.pages, 0, holding.length)
 
     def check_integrity(self) -> None:
-        """Assert that pages add up and that every session holds as many tokens as it says."""
+        """Assert that pages add up."""
         self._table.check_integrity()
-        for session_id, tokens in self._tokens.items():
-            assert self._table.holding(session_id).length == len(tokens), session_id
 
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine."""
@@ -166,9 +188,11 @@ class FakeEngine:
         rows: list[Tensor] = []
         for piece in plan.slices:
             assert all(0 <= token < self.options.vocab_size for token in piece.tokens), piece.tokens
-            tokens = self._tokens[piece.session_id]
-            tokens[piece.start :] = piece.tokens
-            rows += [self.next_logits(tokens[: piece.start + row + 1]) for row in piece.logit_rows]
+            pages = self._table.holding(piece.session_id).pages
+            for position, token in enumerate(piece.tokens, piece.start):
+                self._slots[pages[position // PAGE] * PAGE + position % PAGE] = token
+            ends = [piece.start + row + 1 for row in piece.logit_rows]
+            rows += [self.next_logits(self._read(pages, max(0, end - self.options.order), end)) for end in ends]
         self._table.commit(plan)
         return torch.stack(rows) if rows else torch.empty(0, self.options.vocab_size)
 
@@ -179,6 +203,16 @@ class FakeEngine:
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine: what ``step_ms`` and ``row_ms`` say."""
         return tuple((rows, (self.options.step_ms + self.options.row_ms * rows) / 1e3) for rows in (1, 16, 32, 64, 128))
+
+    def _read(self, pages: Sequence[int], start: int, end: int) -> tuple[int, ...]:
+        """The tokens at positions start … end - 1 of a page table; all of them must have been written."""
+        tokens = tuple(self._slots[pages[at // PAGE] * PAGE + at % PAGE] for at in range(start, end))
+        assert _UNWRITTEN not in tokens, (pages, start, end, tokens)
+        return tokens
+
+    def _clear(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self._slots[page * PAGE : (page + 1) * PAGE] = [_UNWRITTEN] * PAGE
 
     def _default_duration(self, plan: StepPlan) -> float:
         return (self.options.step_ms + self.options.row_ms * plan.rows) / 1e3

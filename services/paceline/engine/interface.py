@@ -2,12 +2,13 @@
 
 An engine owns weights and KV state and nothing else. It does not know about rounds, drafts or stops; a verifier and
 a model drafter drive it with the same plans. ``step`` blocks and always runs in the thread that loaded the engine
-(see runtime.compute); ``reserve`` and ``free`` are bookkeeping, and may be called from another thread meanwhile for
-sessions that are not in the step.
+(see runtime.compute); ``reserve``, ``admit``, ``publish`` and ``free`` are bookkeeping: they compute nothing, and may
+be called from another thread meanwhile for sessions that are not in the step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,6 +121,22 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class KvRequest:
+    """What a session asks of the KV state when it is opened."""
+
+    session_id: str
+    tokens: Sequence[int]  # prompt and committed
+    max_len: int  # positions it may grow to
+    tenant: str = ""  # the authenticated one; pages are shared within a tenant
+    kept: int = 0  # leading positions of what the session holds already that are these tokens
+    share: bool = True  # whether pages other sessions computed will do; not for one that asks for the prompt's logits
+    in_step: bool = False  # it is in the step under way, and what it holds must stay as it is
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.kept < len(self.tokens) <= self.max_len, (self.kept, len(self.tokens), self.max_len)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What a model is, and what fixes the bits of its logits."""
 
@@ -147,8 +164,27 @@ class Engine(Protocol):
         """
         ...
 
-    def free(self, session_id: str) -> None:
-        """Give a session's KV space back. Unknown sessions are ignored."""
+    def admit(self, request: KvRequest) -> int | None:
+        """Reserve for a session that is opened, on pages with the same tokens if others published some.
+
+        Returns:
+            Leading positions that need not be computed: at most len(tokens) - 1. None if the session does not fit now,
+            or if it is in a step and its pages would have to change; then nothing changed.
+        """
+        ...
+
+    def publish(self, session_id: str, tokens: Sequence[int], length: int) -> None:
+        """Let sessions to come share the first ``length`` positions of an admitted session, which hold those tokens.
+
+        They are committed: the session may not write there again, unless it is admitted anew.
+        """
+        ...
+
+    def free(self, session_id: str, *, keep: bool = True) -> None:
+        """Give a session's KV space back. Unknown sessions are ignored.
+
+        What it published stays there for others until somebody needs the room; without ``keep`` it is forgotten.
+        """
         ...
 
     def step(self, plan: StepPlan) -> StepResult:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from paceline.engine.interface import Slice, StepPlan
-from paceline.engine.kv_store import BlockTable, KVStore, LayerShape
+from paceline.engine.kv_store import KVStore, LayerShape
+from paceline.engine.pages import BlockTable
 from paceline.speculation.errors import Unsupported
 from paceline.speculation.params import SamplingParams
 

@@ -9,6 +9,7 @@ row. ``probe.check_invariance`` holds this at every load.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from paceline.engine import attention, numerics, probe
 from paceline.engine.batch import KV_BLOCK, Layout
-from paceline.engine.interface import EngineInfo, StepPlan, StepResult
-from paceline.engine.kv_store import PAGE, BlockTable, KVStore, LayerShape, context_exceeded
+from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
+from paceline.engine.kv_store import KVStore, LayerShape
 from paceline.engine.linear import packing_works, tile_linears
 from paceline.engine.outcome import draw
+from paceline.engine.pages import PAGE, BlockTable, context_exceeded
+from paceline.engine.prefix import salt_of
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
@@ -88,9 +91,19 @@ class TorchEngine:
             raise context_exceeded(max_len, self._info.context_length)
         return self._store.reserve(session_id, max_len)
 
-    def free(self, session_id: str) -> None:
+    def admit(self, request: KvRequest) -> int | None:
+        """See Engine. Raises InvalidRequest as ``reserve`` does."""
+        if request.max_len > self._info.context_length:
+            raise context_exceeded(request.max_len, self._info.context_length)
+        return self._store.admit(request, salt_of(self._info.numerics_class, request.tenant, page=PAGE))
+
+    def publish(self, session_id: str, tokens: Sequence[int], length: int) -> None:
         """See Engine."""
-        self._table.free(session_id)
+        self._table.publish(session_id, tokens, length)
+
+    def free(self, session_id: str, *, keep: bool = True) -> None:
+        """See Engine."""
+        self._table.free(session_id, keep=keep)
 
     def check_integrity(self) -> None:
         """Assert that KV pages add up; to be called when idle."""

@@ -56,7 +56,7 @@ class Session:
     ``reserved``. While the prompt's log probabilities are wanted, those of ``tokens[1 : kv_len + 1]`` are there.
     """
 
-    __slots__ = ("answer", "kv_len", "ledger", "prompt_logprobs", "reserved", "round", "shaping", "touched_s")
+    __slots__ = ("answer", "kv_len", "ledger", "prompt_logprobs", "reserved", "reused", "round", "shaping", "touched_s")
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class Session:
         self.answer = answer
         self.shaping = shaping
         self.reserved = reserved  # KV positions set aside
-        self.kv_len = min(kv_len, reusable_kv(opening))
+        assert kv_len <= reusable_kv(opening), (kv_len, opening.session_id)
+        self.kv_len = self.reused = kv_len  # reused: tokens that were in the KV state when it was opened
         # As far as they are known; None if they are not wanted (any more).
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if wants_prompt_logprobs(opening) else None
         self.touched_s = now
@@ -197,6 +198,7 @@ class Session:
             verify_len=verdict.verify_len if verdict else 0,
             accepted=verdict.accepted if verdict else 0,
             tokens=verdict.tokens if verdict else (),
+            reused=self.reused,
         )
 
     def check_integrity(self) -> None:

@@ -1,22 +1,24 @@
-"""The sessions a target holds, and the KV space set aside for them. Never more is promised than the engine has.
+"""The sessions a target holds, and the KV space set aside for them.
 
-While a step is under way its sessions are pinned: the engine is neither asked to free nor to grow what it is writing
+Never more is promised than the engine has: a session has all it can ever need before it starts.
+
+While a step is under way its sessions are pinned: the engine is neither asked to free nor to change what it is writing
 to. What a pinned session gives back is freed when the step is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from paceline.engine.interface import EngineInfo
+from paceline.engine.interface import EngineInfo, KvRequest
 from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease, Unavailable, Unsupported
 from paceline.speculation.messages import NO_TRACE, SessionOpen
 from paceline.speculation.shaping import GrammarState, shaping_of
 from paceline.target.answer import Detokenizer, resume
 from paceline.target.schedule import MIN_STEP_TOKENS
-from paceline.target.session import Session
+from paceline.target.session import Session, reusable_kv, wants_prompt_logprobs
 
 RETRY_FULL_S = 1.0  # somebody's answer has to end first
 RETRY_IN_STEP_S = 0.05  # the step has to end first
@@ -25,9 +27,11 @@ RETRY_IN_STEP_S = 0.05  # the step has to end first
 class KvSpace(Protocol):
     """The part of an Engine the verifier calls itself."""
 
-    def reserve(self, session_id: str, max_len: int) -> bool: ...
+    def admit(self, request: KvRequest) -> int | None: ...
 
-    def free(self, session_id: str) -> None: ...
+    def publish(self, session_id: str, tokens: Sequence[int], length: int) -> None: ...
+
+    def free(self, session_id: str, *, keep: bool = True) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class SessionTable:
         self._detokenizer = detokenizer
         self._sessions: dict[str, Session] = {}
         self._pinned: frozenset[str] = frozenset()  # ids in the step under way
-        self._leaving: dict[str, int] = {}  # released while pinned: session id -> KV positions reserved
+        self._leaving: set[str] = set()  # released while pinned; their KV space is still theirs
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -78,6 +82,7 @@ class SessionTable:
     def open(self, opening: SessionOpen, now: float, grammar: GrammarState | None = None) -> Session | None:
         """Take a session on, or over from an older lease, whose KV state is kept as far as the tokens are the same.
 
+        What other sessions of the tenant computed of the same tokens is not computed again.
         Opening the same lease again with the same content changes nothing.
 
         Args:
@@ -107,52 +112,58 @@ class SessionTable:
             eos=self._info.eos_token_ids,
             detokenizer=self._detokenizer,
         )
-        reserved = self._reserve(opening, held)
-        kv_len = held.kv_prefix(opening.tokens) if held else 0
+        reserved = min(opening.prompt_len + opening.sampling.max_tokens, self._info.context_length)
         shaping = shaping_of(
             opening.sampling, opening.tokens, prompt_len=opening.prompt_len, vocab_size=self._info.vocab_size,
             eos=self._info.eos_token_ids, grammar=grammar,
         )  # fmt: skip
+        kv_len = self._admit(opening, reserved, held)
         self._sessions[opening.session_id] = Session(
             opening, answer, reserved=reserved, kv_len=kv_len, now=now, shaping=shaping
         )
         return held
 
-    def drop(self, session: Session) -> None:
-        """Forget a session and give its KV space back, as soon as that may be done."""
+    def publish(self, session: Session) -> None:
+        """Let others share what a session has committed so far."""
+        self._kv.publish(session.session_id, session.ledger.tokens, session.kv_len)
+
+    def drop(self, session: Session, *, broken: bool = False) -> None:
+        """Forget a session and give its KV space back, as soon as that may be done.
+
+        ``broken``: its KV state may be wrong, so nobody shall share it.
+        """
         session_id = session.session_id
         assert self._sessions[session_id] is session, session_id
         del self._sessions[session_id]
         if session_id in self._pinned:
-            self._leaving[session_id] = session.reserved
+            self._leaving.add(session_id)
         else:
-            self._kv.free(session_id)
+            self._kv.free(session_id, keep=not broken)
 
     def pin(self, session_ids: Collection[str]) -> None:
         """A step begins."""
         assert not self._pinned, sorted(self._pinned)
         self._pinned = frozenset(session_ids)
 
-    def unpin(self) -> None:
-        """The step is over."""
+    def unpin(self, *, broken: bool = False) -> None:
+        """The step is over; ``broken``: it failed."""
         self._pinned = frozenset()
         for session_id in self._leaving:
-            self._kv.free(session_id)
+            self._kv.free(session_id, keep=not broken)
         self._leaving.clear()
 
     def check_integrity(self) -> None:
         """Assert the invariants, printing all terms."""
-        reserved = sum(session.reserved for session in self) + sum(self._leaving.values())
         terms = (
-            f"reserved {reserved} of {self._info.kv_tokens}, sessions {len(self)} of {self._limits.sessions}, "
+            f"sessions {len(self)} of {self._limits.sessions}, "
             f"pinned {sorted(self._pinned)}, leaving {sorted(self._leaving)}"
         )
-        assert reserved <= self._info.kv_tokens, terms
         assert len(self) <= self._limits.sessions, terms
-        assert not self._leaving.keys() & self._sessions.keys(), terms
-        assert self._leaving.keys() <= self._pinned, terms
+        assert not self._leaving & self._sessions.keys(), terms
+        assert self._leaving <= self._pinned, terms
         for session_id, session in self._sessions.items():
             assert session.session_id == session_id, terms
+            assert session.reserved <= self._info.kv_tokens, f"{session_id}: reserved {session.reserved}; {terms}"
             session.check_integrity()
 
     def _check(self, opening: SessionOpen, grammar: GrammarState | None) -> None:
@@ -168,21 +179,32 @@ class SessionTable:
         if max(opening.tokens) >= vocab:
             raise InvalidRequest("tokens", expected=f"token ids below {vocab}", got=max(opening.tokens))
 
-    def _reserve(self, opening: SessionOpen, held: Session | None) -> int:
-        """KV positions set aside. Drafts need none of their own: no more are fed than could be committed."""
-        session_id = opening.session_id
-        need = min(opening.prompt_len + opening.sampling.max_tokens, self._info.context_length)
-        have = held.reserved if held else self._leaving.get(session_id, 0)
-        if need > have:
-            if need > self._info.kv_tokens:
-                expected = f"prompt and answer within the {self._info.kv_tokens} tokens the target's KV state holds"
-                raise InvalidRequest("max_tokens", expected=expected, got=need)
-            if session_id in self._pinned:
-                raise Overloaded(f"session {session_id} is in a step and can't grow", retry_after_s=RETRY_IN_STEP_S)
-            if not self._kv.reserve(session_id, need):
-                raise Overloaded(f"no KV space for {need} tokens", retry_after_s=RETRY_FULL_S)
-        self._leaving.pop(session_id, None)
-        return max(need, have)
+    def _admit(self, opening: SessionOpen, need: int, held: Session | None) -> int:
+        """Set KV space aside; returns the leading positions that need not be computed.
+
+        Drafts need no space of their own: no more are fed than could be committed.
+        """
+        session_id, tokens = opening.session_id, opening.tokens
+        if need > self._info.kv_tokens:
+            expected = f"prompt and answer within the {self._info.kv_tokens} tokens the target's KV state holds"
+            raise InvalidRequest("max_tokens", expected=expected, got=need)
+        pinned = session_id in self._pinned
+        request = KvRequest(
+            session_id=session_id,
+            tokens=tokens,
+            max_len=need,
+            tenant=opening.tenant,
+            kept=min(held.kv_prefix(tokens), reusable_kv(opening)) if held else 0,
+            share=not wants_prompt_logprobs(opening),
+            in_step=pinned,
+        )
+        kv_len = self._kv.admit(request)
+        if kv_len is None and pinned:
+            raise Overloaded(f"session {session_id} is in a step and can't change", retry_after_s=RETRY_IN_STEP_S)
+        if kv_len is None:
+            raise Overloaded(f"no KV space for {need} tokens", retry_after_s=RETRY_FULL_S)
+        self._leaving.discard(session_id)
+        return kv_len
 
 
 def _require_same(held: SessionOpen, opening: SessionOpen) -> None:

@@ -25,6 +25,7 @@ class RoundSpan:
     verify_len: int = 0
     accepted: int = 0
     tokens: tuple[int, ...] = ()  # committed
+    reused: int = 0  # tokens of the session that were in the KV state when it was opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
                  └──────────┴── release, drop_router, expire ◀─────┘ fail: the step's sessions have to be re-opened
 
 Between ``plan`` and ``complete`` or ``fail`` a step is under way and everything else may be called: the engine is then
-asked to reserve and free KV space for sessions outside the step (see ``sessions``).
+asked to admit sessions to its KV space and to free that of sessions outside the step (see ``sessions``).
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ class Verifier:
     def fail(self, plan: StepPlan, now: float) -> list[Served]:
         """A step broke: nobody knows what its sessions' KV state holds, so they are dropped, to be opened again."""
         served = []
-        for seat in self._end_step(plan):
+        for seat in self._end_step(plan, broken=True):
             answer = None
             if self._is_current(seat):
-                self._drop([seat.session])
+                self._drop([seat.session], broken=True)
                 answer = VerifyResult(seat.round.fence, Resync(ResyncReason.UNKNOWN_SESSION), seat.round.timing(now))
             served.append(Served(seat.session.router_id, answer, seat.session.span(seat.round, seat.share, None)))
         return served
@@ -214,17 +214,20 @@ class Verifier:
         session.touched_s = now
         if not share.caught_up:
             session.catch_up(share.rows, drawn.scores)
+            self._table.publish(session)
             self._queue.push(session.router_id, session.session_id)
             return None
         session.round = None
-        return session.commit(seat.round, share.drafts, drawn, self.info.model_id)
+        outcome = session.commit(seat.round, share.drafts, drawn, self.info.model_id)
+        self._table.publish(session)
+        return outcome
 
-    def _end_step(self, plan: StepPlan) -> list[_Seat]:
+    def _end_step(self, plan: StepPlan, *, broken: bool = False) -> list[_Seat]:
         assert plan is self._plan, f"step {plan.step_id} is not the one under way"
         seats = list(self._seats.values())
         self._plan = None
         self._seats = {}
-        self._table.unpin()
+        self._table.unpin(broken=broken)
         return seats
 
     def _is_current(self, seat: _Seat) -> bool:
@@ -234,10 +237,10 @@ class Verifier:
         seat = self._seats.get(session.session_id)
         return seat is not None and seat.session is session
 
-    def _drop(self, sessions: Sequence[Session]) -> int:
+    def _drop(self, sessions: Sequence[Session], *, broken: bool = False) -> int:
         for session in sessions:
             self._queue.remove(session.router_id, session.session_id)
-            self._table.drop(session)
+            self._table.drop(session, broken=broken)
         return len(sessions)
 
 

@@ -90,6 +90,7 @@ class TargetSpans:
             names.MODEL_ID: text(run.model_id),
             names.STEP_ID: run.step.step_id,
             names.VERIFY_ROWS: part.rows,
+            names.VERIFY_REUSED: part.reused,
             names.VERIFIED: part.verify_len,
             names.ACCEPTED: part.accepted,
             names.COMMITTED_IDS: part.tokens,
