@@ -24,21 +24,12 @@ CHAT = {"messages": [{"role": "user", "content": "x"}]}
 PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
 
 BOTH_UNSUPPORTED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
-    ("presence_penalty", 0.1),
-    ("frequency_penalty", -1),
-    ("repetition_penalty", 1.1),
-    ("logit_bias", {"5": 1}),
-    ("min_tokens", 3),
     ("store", True),
     ("service_tier", "flex"),
 ]
 COMPLETION_UNSUPPORTED: list[tuple[str, Any]] = [
     *BOTH_UNSUPPORTED,
-    ("best_of", 2),
     ("echo", True),
-    ("logprobs", 0),
     ("suffix", "end"),
 ]
 CHAT_UNSUPPORTED: list[tuple[str, Any]] = [
@@ -46,7 +37,6 @@ CHAT_UNSUPPORTED: list[tuple[str, Any]] = [
     ("audio", {"voice": "x"}),
     ("function_call", {"name": "f"}),
     ("functions", [{"name": "f"}]),
-    ("logprobs", True),
     ("modalities", ["text", "audio"]),
     ("moderation", {"model": "x"}),
     ("prediction", {"type": "content", "content": "x"}),
@@ -56,7 +46,6 @@ CHAT_UNSUPPORTED: list[tuple[str, Any]] = [
     ("response_format", {"type": "json_object"}),
     ("tool_choice", "required"),
     ("tools", [{"type": "function"}]),
-    ("top_logprobs", 1),
     ("verbosity", "high"),
     ("web_search_options", {}),
 ]
@@ -125,6 +114,27 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"speculation": {"k": 4}}, "speculation.k"),
     ({"speculation": {"mode": "fixed"}}, "speculation.max_draft_tokens"),
     ({"speculation": {"max_draft_tokens": 65}}, "speculation.max_draft_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 129}, "n"),
+    ({"n": True}, "n"),
+    ({"presence_penalty": "much"}, "presence_penalty"),
+    ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+    ({"min_tokens": 0.5}, "min_tokens"),
+    ({"prompt_logprobs": True}, "prompt_logprobs"),
+    ({"stream": True, "prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"logit_bias": [5]}, "logit_bias"),
+    ({"logit_bias": {"five": 1}}, "logit_bias"),
+    ({"logit_bias": {"05": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {str(2**32): 1}}, "logit_bias"),
+    ({"logit_bias": {"5": True}}, "logit_bias"),
+    ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias"),
+    ({"bad_words": "word"}, "bad_words"),
+    ({"bad_words": [5]}, "bad_words"),
+    ({"bad_words": [" "]}, "bad_words"),
+    ({"bad_words": ["x" * 257]}, "bad_words"),
+    ({"bad_words": ["x"] * 129}, "bad_words"),
 ]
 
 
@@ -135,6 +145,42 @@ def test_a_wrong_field_is_named(wrong: dict[str, Any], field: str) -> None:
             parse(body | wrong)
         assert caught.value.field == field
         assert len(str(caught.value)) < 400
+
+
+def test_options_that_shape_logits() -> None:
+    body = {
+        "presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.25, "min_tokens": 3, "n": 128,
+        "logit_bias": {"7": -100, "3": 0.5}, "bad_words": ["foul", " word"], "prompt_logprobs": 2,
+    }  # fmt: skip
+    for wanted in (parse_completion(COMPLETION | body), parse_chat(CHAT | body)):
+        sampling = wanted.sampling
+        assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -1, 1.25)
+        assert (sampling.min_tokens, sampling.prompt_logprobs, wanted.n) == (3, 2, 128)
+        assert sampling.logit_bias == ((3, 0.5), (7, -100.0))
+        assert sampling.bad_texts == ("foul", " word")
+
+
+def test_logprobs_are_a_number_in_completions_and_a_switch_in_chats() -> None:
+    assert parse_completion(COMPLETION).sampling.logprobs is None
+    assert parse_completion(COMPLETION | {"logprobs": 0}).sampling.logprobs == 0
+    assert parse_chat(CHAT | {"logprobs": False, "top_logprobs": 0}).sampling.logprobs is None
+    assert parse_chat(CHAT | {"logprobs": True}).sampling.logprobs == 0
+    assert parse_chat(CHAT | {"logprobs": True, "top_logprobs": 4}).sampling.logprobs == 4
+    for body, parse, field in (
+        (COMPLETION | {"logprobs": True}, parse_completion, "logprobs"),
+        (CHAT | {"logprobs": 4}, parse_chat, "logprobs"),
+        (CHAT | {"top_logprobs": 4}, parse_chat, "top_logprobs"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            parse(body)
+        assert caught.value.field == field
+
+
+def test_best_of_throws_nothing_away() -> None:
+    assert parse_completion(COMPLETION | {"n": 2, "best_of": 2}).n == 2
+    for body in ({"best_of": 2}, {"n": 3, "best_of": 1}):
+        with pytest.raises(InvalidRequest, match="best_of: expected n"):
+            parse_completion(COMPLETION | body)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +311,7 @@ async def test_a_client_that_stops_reading_is_let_go() -> None:
         await stalled.wait()
 
     request = Request(request_id="r", text="x")
-    answering = Answering(router, request, COMPLETION_DIALECT, stream=True, usage=False, slow_reader_s=0.05)
+    wanted = parse_completion(COMPLETION | {"stream": True})
+    answering = Answering(router, request, wanted, COMPLETION_DIALECT, slow_reader_s=0.05)
     await asyncio.wait_for(answering({"type": "http"}, receive, send), 5)
     assert router.closed.is_set()

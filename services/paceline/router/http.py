@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,10 +21,11 @@ from paceline.router.auth import Keys
 from paceline.router.http_answers import CHAT, COMPLETION, Dialect
 from paceline.router.http_body import read_json
 from paceline.router.http_errors import Json, error_response
+from paceline.router.http_requests import Wanted
 from paceline.router.http_stream import Answering
 from paceline.router.ingress_backend import Backend
 from paceline.router.ingress_context import REQUEST_ID_HEADER, bearer_key, checked_request_id, trace_of
-from paceline.router.requests import Model, Request
+from paceline.router.requests import SEED_BITS, Model, Request, SamplingRequest
 from paceline.speculation.errors import NotFound
 
 Handler = Callable[[HttpRequest], Awaitable[ASGIApp]]
@@ -94,12 +97,18 @@ class _Api:
             text=wanted.text,
             messages=wanted.messages,
             tokens=wanted.tokens,
-            sampling=wanted.sampling,
+            sampling=self._seeded(wanted),
             speculation=wanted.speculation,
             tenant=tenant,
             trace=trace_of(request.headers),
         )
-        return Answering(self._backend, asked, dialect, stream=wanted.stream, usage=wanted.include_usage)
+        return Answering(self._backend, asked, wanted, dialect)
+
+    def _seeded(self, wanted: Wanted) -> SamplingRequest:
+        """Several choices share a seed, which is then drawn here rather than by the router for each."""
+        if wanted.n == 1 or wanted.sampling.seed is not None:
+            return wanted.sampling
+        return replace(wanted.sampling, seed=secrets.randbits(SEED_BITS))
 
     async def models(self, request: HttpRequest) -> ASGIApp:
         self._tenant(request)

@@ -6,27 +6,22 @@ are part of the models in ``http_requests``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paceline.router.requests import BAD_WORD_FORMS
 from paceline.speculation.errors import InvalidRequest, Unsupported
+from paceline.speculation.params import MAX_BAD_WORDS, MAX_STOP_STRING_CHARS
 
 # Field -> the values that ask for nothing.
 _BOTH: dict[str, Sequence[object]] = {
-    "n": (None, 1),
-    "presence_penalty": (None, 0, 0.0),
-    "frequency_penalty": (None, 0, 0.0),
-    "repetition_penalty": (None, 1, 1.0),
-    "logit_bias": (None, {}),
-    "min_tokens": (None, 0),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
 }
 COMPLETION_NEUTRAL: dict[str, Sequence[object]] = {
     **_BOTH,
-    "best_of": (None, 1),
     "echo": (None, False),
-    "logprobs": (None,),  # 0 asks for the chosen token's
     "suffix": (None, ""),
 }
 CHAT_NEUTRAL: dict[str, Sequence[object]] = {
@@ -34,7 +29,6 @@ CHAT_NEUTRAL: dict[str, Sequence[object]] = {
     "audio": (None,),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),  # says how tools are called, and there are none
@@ -45,7 +39,6 @@ CHAT_NEUTRAL: dict[str, Sequence[object]] = {
     "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -59,6 +52,7 @@ MESSAGE_NEUTRAL: dict[str, Sequence[object]] = {
     "tool_call_id": (None,),
 }
 _BRIEF_CHARS = 80
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
 
 
 def without_neutral(body: Mapping[str, Any], neutral: Mapping[str, Sequence[object]], path: str = "") -> dict[str, Any]:
@@ -97,6 +91,36 @@ def token_ids(value: object, field: str) -> tuple[int, ...]:
     for token in value:
         if type(token) is not int or not 0 <= token < 2**32:
             raise InvalidRequest(field, expected="token ids, whole numbers from 0 to 2^32 - 1", got=brief(token))
+    return tuple(value)
+
+
+def biases(value: object) -> tuple[tuple[int, float], ...]:
+    """``logit_bias``: an object whose keys are token ids, written as JSON writes keys. In the order of the ids."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise InvalidRequest("logit_bias", expected="an object from token ids to numbers", got=brief(value))
+    out: dict[int, float] = {}
+    for key, bias in value.items():
+        if not _TOKEN_ID.fullmatch(key) or int(key) >= 2**32:
+            raise InvalidRequest("logit_bias", expected="token ids as keys", got=brief(key))
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise InvalidRequest("logit_bias", expected="numbers from -100 to 100", got=brief(bias))
+        out[int(key)] = float(bias)
+    return tuple(sorted(out.items()))
+
+
+def words(value: object) -> tuple[str, ...]:
+    """``bad_words``: strings, as many and as long as can be refused."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_BAD_WORDS // BAD_WORD_FORMS:
+        expected = f"a list of at most {MAX_BAD_WORDS // BAD_WORD_FORMS} strings"
+        raise InvalidRequest("bad_words", expected=expected, got=brief(value))
+    for word in value:
+        if not text_of(word, "bad_words").strip() or len(word) > MAX_STOP_STRING_CHARS:
+            expected = f"words of 1 to {MAX_STOP_STRING_CHARS} characters"
+            raise InvalidRequest("bad_words", expected=expected, got=brief(word))
     return tuple(value)
 
 

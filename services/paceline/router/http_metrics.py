@@ -32,6 +32,21 @@ def _note(seen: list[str], name: str) -> None:
         seen.append(name)
 
 
+def total(stats: Sequence[RoundStats]) -> RoundStats:
+    """What several choices took together."""
+    out = RoundStats()
+    for each in stats:
+        out.rounds += each.rounds
+        out.drafted += each.drafted
+        out.missed_drafts += each.missed_drafts
+        out.per_round_verified += each.per_round_verified
+        out.per_round_accepted += each.per_round_accepted
+        out.speculative_commits += each.speculative_commits
+        for source, count in each.by_source.items():
+            out.by_source[source] += count
+    return out
+
+
 def speculative_decoding(stats: RoundStats) -> dict[str, Any]:
     """vLLM's ``metrics.speculative_decoding``, over the rounds that carried draft tokens to the target.
 

@@ -1,8 +1,9 @@
 """Bodies of OpenAI's endpoints -> requests. Closed: a field nobody knows is refused by name, as is a wrong type.
 
 Beyond OpenAI's fields: ``top_k``, ``min_p``, ``stop_token_ids``, ``ignore_eos``, ``verification_mode``,
-``relaxed_acceptance`` and ``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges are
-checked where the request is resolved (``SamplingParams``), once for both ingresses.
+``relaxed_acceptance``, vLLM's ``repetition_penalty``, ``min_tokens``, ``bad_words`` and ``prompt_logprobs``, and
+``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges are checked where the request
+is resolved (``SamplingParams``), once for both ingresses.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from paceline.router.http_fields import (
     CHAT_NEUTRAL,
     COMPLETION_NEUTRAL,
     MESSAGE_NEUTRAL,
+    biases,
     brief,
     text_of,
     token_ids,
     without_neutral,
+    words,
 )
-from paceline.router.requests import SamplingRequest
+from paceline.router.requests import MAX_CHOICES, SamplingRequest
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.params import SpeculationMode, SpeculationParams, VerificationMode
 
@@ -42,6 +45,7 @@ class Wanted:
     speculation: SpeculationParams
     stream: bool
     include_usage: bool
+    n: int = 1  # choices
     text: str | None = None
     tokens: tuple[int, ...] | None = None
     messages: tuple[tuple[str, str], ...] | None = None
@@ -82,6 +86,14 @@ class _Body(_Closed):
     top_p: FiniteFloat | None = None
     top_k: int | None = None
     min_p: FiniteFloat | None = None
+    presence_penalty: FiniteFloat | None = None
+    frequency_penalty: FiniteFloat | None = None
+    repetition_penalty: FiniteFloat | None = None
+    logit_bias: Any = None
+    min_tokens: int | None = None
+    bad_words: Any = None
+    prompt_logprobs: int | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     seed: int | None = None
     stop: Any = None
     stop_token_ids: Any = None
@@ -100,6 +112,8 @@ class _Body(_Closed):
 
 class _Completion(_Body):
     prompt: Any
+    best_of: int | None = None
+    logprobs: int | None = None
 
 
 class _Message(_Closed):
@@ -110,6 +124,8 @@ class _Message(_Closed):
 class _Chat(_Body):
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -120,7 +136,10 @@ def parse_completion(body: Mapping[str, Any]) -> Wanted:
     parsed = _validate(_Completion, without_neutral(body, COMPLETION_NEUTRAL))
     text, tokens = _prompt(parsed.prompt)
     max_tokens = COMPLETION_MAX_TOKENS if parsed.max_tokens is None else parsed.max_tokens
-    return _wanted(parsed, max_tokens, text=text, tokens=tokens)
+    if parsed.best_of is not None and parsed.best_of != (parsed.n or 1):
+        hint = "every choice is drawn by itself, and none is thrown away"
+        raise InvalidRequest("best_of", expected=f"n, {parsed.n or 1}", got=parsed.best_of, hint=hint)
+    return _wanted(parsed, max_tokens, parsed.logprobs, text=text, tokens=tokens)
 
 
 def parse_chat(body: Mapping[str, Any]) -> Wanted:
@@ -130,12 +149,16 @@ def parse_chat(body: Mapping[str, Any]) -> Wanted:
     old, new = parsed.max_tokens, parsed.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest("max_tokens", expected="max_completion_tokens alone, or the same value", got=old)
-    return _wanted(parsed, old if new is None else new, messages=messages)
+    if parsed.top_logprobs and not parsed.logprobs:
+        raise InvalidRequest("top_logprobs", expected="logprobs true beside it", got=parsed.top_logprobs)
+    logprobs = (parsed.top_logprobs or 0) if parsed.logprobs else None
+    return _wanted(parsed, old if new is None else new, logprobs, messages=messages)
 
 
 def _wanted(
     body: _Body,
     max_tokens: int | None,
+    logprobs: int | None,
     *,
     text: str | None = None,
     tokens: tuple[int, ...] | None = None,
@@ -144,6 +167,8 @@ def _wanted(
     options = body.stream_options
     if options is not None and not body.stream:
         raise InvalidRequest("stream_options", expected="stream true beside it", got=f"stream {body.stream}")
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs", expected="stream false beside it", got=body.prompt_logprobs)
     mode = body.verification_mode
     return Wanted(
         model=body.model,
@@ -152,6 +177,14 @@ def _wanted(
             top_k=body.top_k,
             top_p=body.top_p,
             min_p=body.min_p,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=biases(body.logit_bias),
+            min_tokens=body.min_tokens,
+            bad_texts=words(body.bad_words),
+            logprobs=logprobs,
+            prompt_logprobs=body.prompt_logprobs,
             seed=body.seed,
             max_tokens=max_tokens,
             stop=_stop(body.stop),
@@ -163,6 +196,7 @@ def _wanted(
         speculation=_speculation(body.speculation or _Speculation()),
         stream=bool(body.stream),
         include_usage=bool(options and options.include_usage),
+        n=body.n or 1,
         text=text,
         tokens=tokens,
         messages=messages,

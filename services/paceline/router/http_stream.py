@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
 from paceline.router.http_answers import Answer, Dialect
+from paceline.router.http_choices import ChoiceEvent, events_of
 from paceline.router.http_errors import Json, dump, error_body, error_response
+from paceline.router.http_requests import Wanted
 from paceline.router.ingress_backend import Backend
 from paceline.router.ingress_context import REQUEST_ID_HEADER, SLOW_READER_S
-from paceline.router.requests import Committed, Completed, Event, Request, Started
+from paceline.router.requests import Request
 from paceline.speculation.errors import PacelineError
 
 log = logging.getLogger(__name__)
@@ -51,28 +54,28 @@ async def _gone(receive: Receive) -> None:
 
 
 class Answering:
-    """An ASGI response: one request to the router, answered whole or as server-sent events.
+    """An ASGI response: one request to the router for each choice, answered whole or as server-sent events.
 
-    One task runs the router's generator from its first event to its closing, so that deadlines and trace contexts
-    inside it stay where they were set. Nothing is sent before the first event: a refusal has its own HTTP status.
+    Nothing is sent before the first event: a refusal has its own HTTP status.
     """
 
     def __init__(
         self,
         backend: Backend,
         request: Request,
+        wanted: Wanted,
         dialect: Dialect,
         *,
-        stream: bool,
-        usage: bool,
         slow_reader_s: float = SLOW_READER_S,
     ) -> None:
-        self._backend, self._request, self._dialect = backend, request, dialect
-        self._stream, self._usage, self._slow_reader_s = stream, usage, slow_reader_s
+        self._backend, self._request, self._stream = backend, request, wanted.stream
+        self._answer = Answer(dialect, wanted, backend.token_texts)
+        self._choices = [replace(request, choice=choice) for choice in range(wanted.n)]
+        self._slow_reader_s = slow_reader_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_gone(receive, self._answer(scope, receive, self._bounded(send)))
+            await unless_gone(receive, self._run(scope, receive, self._bounded(send)))
         except ClientGone as error:
             log.info("request %s: %s", self._request.request_id, error)
 
@@ -92,73 +95,44 @@ class Answering:
 
         return bounded
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._backend.generate(self._request)) as events:
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(events_of(self._backend, self._choices)) as events:
             try:
-                started = await _first(events)
-                answer = Answer(self._dialect, started, self._usage)
-                content = None if self._stream else await _collect(answer, events)
+                self._answer.take(*(first := await anext(events)))
+                content = None if self._stream else await self._collect(events)
             except Exception as error:  # noqa: BLE001 - told to the caller; a bug is logged
                 await error_response(error, self._headers)(scope, receive, send)
                 return
             if content is None:
-                await _send_events(answer, events, self._headers, send)
+                await self._send_events(first, events, send)
                 return
         await Json(content, headers=self._headers)(scope, receive, send)
 
+    async def _collect(self, events: AsyncIterator[ChoiceEvent]) -> dict[str, Any]:
+        async for index, event in events:  # to its end: one closed early would be an answer nobody wanted any more
+            self._answer.take(index, event)
+        assert self._answer.complete, "the router's events ended without Completed"
+        return self._answer.whole()
 
-async def _first(events: AsyncIterator[Event]) -> Started:
-    first = await anext(events)
-    assert isinstance(first, Started), first
-    return first
+    async def _send_events(self, first: ChoiceEvent, events: AsyncIterator[ChoiceEvent], send: Send) -> None:
+        headers = (_EVENT_STREAM | self._headers).items()
+        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        async with aclosing(self._chunks(first, events)) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
-
-async def _collect(answer: Answer, events: AsyncIterator[Event]) -> dict[str, Any]:
-    texts: list[str] = []
-    completed: Completed | None = None
-    async for event in events:  # to its end: a generator closed early would be an answer nobody wanted any more
-        if isinstance(event, Started):  # moved to another numerics class
-            answer.started = event
-        elif isinstance(event, Committed):
-            answer.models.add(event)
-            texts.append(event.text)
-        elif isinstance(event, Completed):
-            completed = event
-    assert completed is not None, "the router's events ended without Completed"
-    return answer.whole("".join(texts), completed)
-
-
-async def _send_events(answer: Answer, events: AsyncIterator[Event], headers: dict[str, str], send: Send) -> None:
-    raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in (_EVENT_STREAM | headers).items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
-    async with aclosing(_chunks(answer, events)) as chunks:
-        async for chunk in chunks:
-            await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _chunks(answer: Answer, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
-    """The data of each event; after an error there is no [DONE], so that no reader takes a part for the whole."""
-    try:
-        opening = answer.opening()
-        if opening is not None:
-            yield dump(opening)
-        event: Event | None = None
-        async for event in events:
-            for chunk in _event_chunks(answer, event):
+    async def _chunks(self, first: ChoiceEvent, events: AsyncIterator[ChoiceEvent]) -> AsyncGenerator[bytes, None]:
+        """The data of each event; after an error there is no [DONE], so that no reader takes a part for the whole."""
+        try:
+            for chunk in self._answer.chunks(*first):
                 yield dump(chunk)
-        assert isinstance(event, Completed), "the router's events ended without Completed"
-        yield b"[DONE]"
-    except Exception as error:  # noqa: BLE001 - told to the caller; a bug is logged
-        yield dump(error_body(error))
-
-
-def _event_chunks(answer: Answer, event: Event) -> list[dict[str, Any]]:
-    if isinstance(event, Started):  # moved to another numerics class: later chunks carry its fingerprint
-        answer.started = event
-        return []
-    if isinstance(event, Committed):
-        answer.models.add(event)
-        return [answer.piece(event.text)] if event.text else []
-    trailing = answer.trailing(event)
-    return [answer.closing(event), *([] if trailing is None else [trailing])]
+            async for index, event in events:
+                self._answer.take(index, event)
+                for chunk in self._answer.chunks(index, event):
+                    yield dump(chunk)
+            assert self._answer.complete, "the router's events ended without Completed"
+            yield b"[DONE]"
+        except Exception as error:  # noqa: BLE001 - told to the caller; a bug is logged
+            yield dump(error_body(error))

@@ -33,6 +33,10 @@ class Backend(Protocol):
         """Models served, and by how many."""
         ...
 
+    def token_texts(self, model: str) -> Callable[[int], str]:
+        """What each token of a model reads like by itself; its id where no tokenizer is known."""
+        ...
+
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges, JSON-ready."""
         ...
@@ -96,6 +100,11 @@ class Connecting:
     def models(self) -> Sequence[Model]:
         """As the router's; none before there is one."""
         return self._router.models() if self._router else ()
+
+    def token_texts(self, model: str) -> Callable[[int], str]:
+        """As the router's; asked only about answers it has begun."""
+        assert self._router is not None, "no router, no answer"
+        return self._router.token_texts(model)
 
     def stats(self) -> Mapping[str, Any]:
         """As the router's, with how long this ingress has been up."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paceline.router.requests import Committed, Completed, Event, Model, Request, Started, Waits
-from paceline.speculation.messages import Finish, FinishReason, RoundStats, TokenSource, Verdict
+from paceline.router.requests import Committed, Completed, Event, Model, Request, SamplingRequest, Started, Waits
+from paceline.speculation.messages import Finish, FinishReason, RoundStats, TokenLogprobs, TokenSource, Verdict
 
 MODEL = Model("fake", "f" * 64, "c" * 64, 4096, ("ngram",), targets=1, drafts=1)
 STOPPED = Finish(FinishReason.STOP, stop_token_id=2)
@@ -81,7 +81,7 @@ class ScriptedRouter:
         stats, index = RoundStats(), 0
         for number, each in enumerate(self.rounds, start=1):
             await asyncio.sleep(self.pause_s)
-            verdict = each.verdict()
+            verdict = _scored(each.verdict(), request.sampling, prompt if not index else ())
             stats.add(verdict, each.drafted, missed=False)
             yield _committed(each, verdict, index, number)
             index += len(verdict.tokens)
@@ -94,11 +94,30 @@ class ScriptedRouter:
     def models(self) -> Sequence[Model]:
         return self.served
 
+    def token_texts(self, model: str) -> Callable[[int], str]:
+        return lambda token: f"t{token}"
+
     def stats(self) -> Mapping[str, Any]:
         return {"sessions": 0}
 
     async def close(self) -> None:
         self.shut = True
+
+
+def _scored(verdict: Verdict, sampling: SamplingRequest, prompt: Sequence[int]) -> Verdict:
+    """With log probabilities as asked for: of token t it is -t, and the likeliest ones are 50, 51, …"""
+
+    def scores(tokens: Sequence[int], likeliest: int) -> tuple[TokenLogprobs, ...]:
+        top = tuple(range(50, 50 + likeliest))
+        return tuple(
+            TokenLogprobs(-float(token), 9, top, tuple(-0.5 * i for i in range(likeliest))) for token in tokens
+        )
+
+    if sampling.logprobs is not None:
+        verdict = replace(verdict, logprobs=scores(verdict.tokens, sampling.logprobs))
+    if sampling.prompt_logprobs is not None:
+        verdict = replace(verdict, prompt_logprobs=scores(prompt[1:], sampling.prompt_logprobs))
+    return verdict
 
 
 def _committed(each: Round, verdict: Verdict, index: int, number: int) -> Committed:
@@ -115,4 +134,6 @@ def _committed(each: Round, verdict: Verdict, index: int, number: int) -> Commit
         verified=each.verified,
         accepted=each.accepted,
         lease_epoch=1,
+        logprobs=verdict.logprobs,
+        prompt_logprobs=verdict.prompt_logprobs,
     )

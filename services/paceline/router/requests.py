@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from paceline.speculation.messages import NO_TRACE, Finish, RoundStats, TokenLogprobs, TokenSource, Trace
 from paceline.speculation.params import Grammar, SpeculationParams, VerificationMode
 
+SEED_BITS = 53  # what a JSON number holds exactly, so that a reported seed can be sent back by anybody
+MAX_CHOICES = 128  # answers to one request
+BAD_WORD_FORMS = 2  # token sequences a word becomes: with and without a space before it
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
@@ -28,6 +32,7 @@ class SamplingRequest:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_texts: tuple[str, ...] = ()  # bad words that are yet to be tokenized
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None

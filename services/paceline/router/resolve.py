@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from paceline.router.pairing import Registry, TargetInfo
-from paceline.router.requests import Request, Resume
+from paceline.router.requests import MAX_CHOICES, SEED_BITS, Request, Resume
 from paceline.runtime.config import RouterConfig
 from paceline.runtime.text import TextCodec
 from paceline.speculation.actions import SessionSpec
@@ -15,11 +15,8 @@ from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.messages import Finish, FinishReason
 from paceline.speculation.params import SamplingParams
 
-SEED_BITS = 53  # what a JSON number holds exactly, so that a reported seed can be sent back by anybody
-
 SESSION_ID_BITS = 96
 MAX_SESSION_ID_CHARS = 128
-MAX_CHOICES = 128
 MAX_PROMPT_LOGPROBS = 2**16  # numbers in one report: it is one message
 MAX_LEASE_EPOCH = 2**62  # leaves room to open many more times below the wire's 2**64
 
@@ -87,7 +84,7 @@ def resolve(
     if not prompt or room <= 0:
         expected = f"1 to {model.context_length - 1} tokens (the model's context length is {model.context_length})"
         raise InvalidRequest("prompt", expected=expected, got=len(prompt), hint="" if prompt else "say something")
-    sampling = _sampling(request, room, config, rng)
+    sampling = _sampling(request, room, codec, config, rng)
     _check_tokens("logit_bias", [token for token, _ in sampling.logit_bias], model)
     _check_tokens("bad_words", [token for word in sampling.bad_words for token in word], model)
     _check_prompt_logprobs(sampling, len(prompt))
@@ -109,17 +106,31 @@ def resolve(
     return Resolved(spec, model, drafter, resume.numerics_class if resume else "", finish)
 
 
-def _sampling(request: Request, room: int, config: RouterConfig, rng: random.Random) -> SamplingParams:
+def _sampling(
+    request: Request, room: int, codec: TextCodec | None, config: RouterConfig, rng: random.Random
+) -> SamplingParams:
     asked = request.sampling
     limit = config.max_tokens_limit
     if asked.max_tokens is not None and asked.max_tokens > limit:
         raise InvalidRequest("max_tokens", expected=f"at most {limit}", got=asked.max_tokens, hint="the server's limit")
     given = {field.name: value for field in fields(asked) if (value := getattr(asked, field.name)) is not None}
+    del given["bad_texts"]
     resolved = {
+        "bad_words": (*asked.bad_words, *_sequences(asked.bad_texts, codec)),
         "seed": _seed(asked.seed, request.resume, rng),
         "max_tokens": _clip(asked.max_tokens, min(limit, room)),
     }
     return SamplingParams(**(given | resolved))
+
+
+def _sequences(words: Sequence[str], codec: TextCodec | None) -> list[tuple[int, ...]]:
+    """The token sequences of bad words, each with and without a space before it, as far as these differ."""
+    if not words:
+        return []
+    if codec is None:
+        raise Unsupported("bad_words", got="words", hint="this model's target offers no tokenizer; send token ids")
+    forms = [form for word in words for form in (word.lstrip(), " " + word.lstrip())]
+    return list(dict.fromkeys(tuple(codec.encode(form, special=False)) for form in forms))
 
 
 def _choice(asked: int) -> int:

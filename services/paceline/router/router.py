@@ -168,6 +168,14 @@ class Router:
             self._end(resolved.spec.session_id, mailbox)
             self._admission.leave(self._clock() - began)
 
+    def token_texts(self, model: str) -> Callable[[int], str]:
+        """What each token of a model reads like by itself; its id where no tokenizer is known."""
+        try:
+            codec = self._driver.codecs.get(self._registry.resolve(model).tokenizer_fingerprint)
+        except NotFound:  # its last target has just left
+            codec = None
+        return codec.token_text if codec is not None else lambda token: f"token_id:{token}"
+
     def stats(self) -> Mapping[str, Any]:
         """``snapshot`` as plain values, with its averages: JSON-ready."""
         snapshot = self.snapshot()

@@ -51,6 +51,7 @@ class TextCodec:
         self._tokenizer = _load(files[TOKENIZER_FILE])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._anchor = self.encode("a", special=False)[-1:]  # decoders drop the space of what comes first
         config = _config(files.get(CONFIG_FILE, b"{}"))
         self._specials = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
         template = files.get(TEMPLATE_FILE)
@@ -70,6 +71,12 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """Text of a token by itself, special tokens written out and a leading space kept; of a token that is part of a
+        character, U+FFFD."""
+        before = self._tokenizer.decode(self._anchor, skip_special_tokens=False)
+        return str(self._tokenizer.decode([*self._anchor, token], skip_special_tokens=False))[len(before) :]
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt text of a conversation, ready for the assistant's turn.
