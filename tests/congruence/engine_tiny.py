@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from paceline.engine.interface import Slice, StepPlan
@@ -64,10 +65,13 @@ def tiny_model(config: Any, dtype: torch.dtype) -> Any:
         return auto.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
-def tiny_engine(config: Any, dtype: torch.dtype = torch.float32, **options: Any) -> TorchEngine:
-    """An engine over ``tiny_model``."""
+def tiny_engine(config: Any, dtype: torch.dtype = torch.float32, *, native: bool = True, **options: Any) -> TorchEngine:
+    """An engine over ``tiny_model``; over torch alone if not ``native``."""
     options = {"kv_tokens": 8192, **options}
-    return TorchEngine(tiny_model(config, dtype), model_id="tiny", fingerprint="tiny", options=TorchOptions(**options))
+    model = tiny_model(config, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACELINE_NATIVE", "1" if native else "0")
+        return TorchEngine(model, model_id="tiny", fingerprint="tiny", options=TorchOptions(**options))
 
 
 def tokens_of(seed: int, count: int, vocab: int = VOCAB) -> tuple[int, ...]:

@@ -18,10 +18,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENS = tokens_of(1, LENGTH)
 
 
-@pytest.fixture(scope="module", params=[f"{arch}-{dtype}" for arch in configs() for dtype in DTYPES])
+KERNELS = ("native", "torch")
+
+
+@pytest.fixture(
+    scope="module", params=[f"{arch}-{dtype}-{by}" for arch in configs() for dtype in DTYPES for by in KERNELS]
+)
 def engine(request: pytest.FixtureRequest) -> TorchEngine:
-    arch, dtype = request.param.split("-")
-    return tiny_engine(configs()[arch], DTYPES[dtype])
+    arch, dtype, by = request.param.split("-")
+    return tiny_engine(configs()[arch], DTYPES[dtype], native=by == "native")
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +115,16 @@ def test_reused_pages_leave_no_trace(engine: TorchEngine, reference: Tensor) -> 
 
 def test_memory_budget_of_attention_changes_nothing(engine: TorchEngine, reference: Tensor, session: str) -> None:
     layout = engine._layout
-    engine._layout = type(layout)(layout.row_tile, layout.query_tile, 4, layout.device)
+    engine._layout = replace(layout, max_blocks=4)
     try:
         assert torch.equal(engine.forward(plan(piece(session, 0, TOKENS))), reference)
     finally:
         engine._layout = layout
 
 
-def test_contexts_up_to_700() -> None:
-    engine = tiny_engine(configs()["llama"], torch.bfloat16)
+@pytest.mark.parametrize("native", [True, False])
+def test_contexts_up_to_700(native: bool) -> None:
+    engine = tiny_engine(configs()["llama"], torch.bfloat16, native=native)
     tokens = tokens_of(2, 700)
     for session_id in ("whole", "pieces"):
         assert engine.reserve(session_id, 700)

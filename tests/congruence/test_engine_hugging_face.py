@@ -14,21 +14,23 @@ from tests.congruence.engine_tiny import VOCAB, configs, piece, plan, tiny_engin
 ARCHITECTURES = sorted(configs())
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_logits_are_close_to_its_own_forward(arch: str) -> None:
+def test_logits_are_close_to_its_own_forward(arch: str, native: bool) -> None:
     config = configs()[arch]
     tokens = tokens_of(3, 200)
     with torch.no_grad():
         expected = tiny_model(config, torch.float32)(torch.tensor([tokens])).logits[0]
-    engine = tiny_engine(config)
+    engine = tiny_engine(config, native=native)
     assert engine.reserve("a", 200)
     logits = engine.forward(plan(piece("a", 0, tokens)))
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_greedy_answers_are_those_of_generate(arch: str) -> None:
+def test_greedy_answers_are_those_of_generate(arch: str, native: bool) -> None:
     config = configs()[arch]
     prompt = tokens_of(4, 12)
     model = tiny_model(config, torch.float32)
@@ -41,7 +43,7 @@ def test_greedy_answers_are_those_of_generate(arch: str) -> None:
             max_new_tokens=40,
             pad_token_id=0,
         )
-    engine = tiny_engine(config)
+    engine = tiny_engine(config, native=native)
     assert engine.reserve("a", 60)
     tokens, start = list(prompt), 0
     while len(tokens) < out.shape[1]:

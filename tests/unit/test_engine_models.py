@@ -83,7 +83,7 @@ def test_building_happens_once_under_a_lock(tmp_path: Path) -> None:
         return staging / "out"
 
     def run() -> None:
-        models._built(tmp_path / "model", build, lines.append)
+        models.built(tmp_path / "model", build, lines.append)
 
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
@@ -102,7 +102,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise Unavailable("no network")
 
     with pytest.raises(Unavailable):
-        models._built(tmp_path / "model", build, lambda line: None)
+        models.built(tmp_path / "model", build, lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
 
 

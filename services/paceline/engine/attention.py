@@ -50,13 +50,18 @@ def attending(attention: Attention) -> Iterator[None]:
         _current.reset(token)
 
 
+def current() -> Attention:
+    """What attention calls are routed to now."""
+    return _current.get()
+
+
 def attention_function(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """The function Hugging Face attention modules call. A context variable carries the step, since not every model
     passes unknown arguments down."""
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module attributes are untyped
-    return _current.get().attend(layer, module, query, key, value, attention_mask=attention_mask, **options), None
+    return current().attend(layer, module, query, key, value, attention_mask=attention_mask, **options), None
 
 
 def register() -> None:
@@ -66,8 +71,8 @@ def register() -> None:
     AttentionInterface.register(NAME, attention_function)
 
 
-class StepAttention:
-    """Attention of one step over the paged store."""
+class TorchAttention:
+    """Attention of one step over the paged store, by torch alone."""
 
     def __init__(self, batch: Batch, store: KVStore) -> None:
         self._batch = batch

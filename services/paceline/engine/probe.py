@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from paceline.engine.interface import Slice, StepPlan
 from paceline.engine.kv_store import KVStore, LayerShape
@@ -25,18 +26,19 @@ _HARMLESS = {  # what models pass along that changes nothing about causal attent
 
 
 class ShapeProbe:
-    """Stands in for attention during one forward pass, and notes what each layer asks for.
+    """Stands in for attention during one forward pass over one sequence, and notes what each layer asks for.
 
     Raises Unsupported naming the argument a model needs and the engine does not have.
     """
 
     def __init__(self) -> None:
         self._shapes: dict[int, LayerShape] = {}
+        self.options: dict[int, dict[str, Any]] = {}  # by layer, of those attention heeds
 
     def attend(
         self, layer: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> Tensor:
-        """See attention.Attention; returns zeros."""
+        """See attention.Attention; plain causal attention, which knows neither windows nor caps."""
         extra = {name for name, option in options.items() if option is not None} - _HANDLED - _HARMLESS
         if extra:
             raise Unsupported("model", got=f"attention with {', '.join(sorted(extra))}", hint="use another model")
@@ -48,7 +50,11 @@ class ShapeProbe:
             # Tiles of queries would not all start on a cache line, see linear.
             raise Unsupported("model", got=f"an odd head dimension, {key.shape[3]}", hint="use another model")
         self._shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+        self.options[layer] = {name: options.get(name) for name in _HANDLED}
+        attended = functional.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True, scale=options.get("scaling"), enable_gqa=True
+        )
+        return attended.transpose(1, 2).to(query.dtype)
 
     def shapes(self, layers: int) -> list[LayerShape]:
         """The shape of every layer. Raises Unsupported if some layer never called the attention function."""

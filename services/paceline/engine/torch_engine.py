@@ -1,9 +1,10 @@
 """The engine behind real models: any Hugging Face causal language model, in deterministic mode.
 
 A step is one forward pass over the flattened rows of all its slices. A row's logits have the same bits whatever the
-batch, the verify length, the chunking of a prompt and the neighbours: every product runs on tiles of one row count
-(``linear``), attention reduces by the row's own KV length (``attention``), and the rest of a transformer works row by
-row. ``probe.check_invariance`` holds this at every load.
+batch, the verify length, the chunking of a prompt and the neighbours: products compute a row the same way whatever
+their row count, or run on tiles of one (``linear``); attention reduces by the row's own KV length (``attention``,
+``native_attention``), and the rest of a transformer works row by row. ``probe.check_invariance`` holds this at every
+load.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import torch
 from torch import Tensor
 
 from paceline.engine import attention, numerics, probe
-from paceline.engine.batch import KV_BLOCK, Layout
+from paceline.engine.batch import KV_BLOCK, Batch, Layout
 from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
-from paceline.engine.kv_store import KVStore, LayerShape
-from paceline.engine.linear import packing_works, tile_linears
+from paceline.engine.kv_store import KVStore
+from paceline.engine.native_attention import NativeAttention
 from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
+from paceline.engine.prepare import prepare
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
 _CURVE_BUDGET_S = 1.5
+_PROBE_ROWS = 16  # checks and measurements go by multiples of it, where rows are not tiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class TorchOptions:
     """How a model runs."""
 
     kv_tokens: int = 4096  # KV positions to hold, over all sessions
-    row_tile: int | None = None  # rows per matrix product; None is 16 on a CPU, 64 elsewhere
-    query_tile: int = 8  # rows per attention product
+    row_tile: int | None = None  # rows per matrix product; None is what the products at hand want
+    query_tile: int = 8  # rows of a session attention takes together
     device: str = "cpu"
 
 
@@ -49,23 +52,18 @@ class TorchEngine:
         Raises Unsupported for models whose bits could not be kept.
         """
         self._device = torch.device(options.device)
-        row_tile = options.row_tile or (16 if self._device.type == "cpu" else 64)
         config = model.config.get_text_config()
         probe.require_row_local_positions(config)
         self._dtype: torch.dtype = model.dtype
-        packed = self._device.type == "cpu" and packing_works(self._dtype, row_tile)
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
         self._model = model.eval().requires_grad_(False).to(self._device)
-        tile_linears(self._model, row_tile=row_tile, packed=packed)
-        self._shapes = self._probe_shapes(row_tile, config.num_hidden_layers)
-        self._layout = Layout(row_tile, options.query_tile, self._max_blocks(), self._device)
+        layout = Layout(1, options.query_tile, 1, self._device)
+        self._prepared = prepare(self._model, layout, row_tile=options.row_tile)
+        self._layout = replace(self._prepared.layout, max_blocks=self._max_blocks())
         self._table = BlockTable(options.kv_tokens)
-        self._store = KVStore(self._shapes, self._table, dtype=self._dtype, device=self._device)
+        self._store = KVStore(self._prepared.shapes, self._table, dtype=self._dtype, device=self._device)
         facts = numerics.facts(
-            fingerprint=fingerprint, dtype=self._dtype, device=self._device, row_tile=row_tile,
-            query_tile=options.query_tile, packed=packed,
-        )  # fmt: skip
+            fingerprint=fingerprint, dtype=self._dtype, device=self._device, engine=self._prepared.facts()
+        )
         self._info = EngineInfo(
             model_id=model_id,
             fingerprint=fingerprint,
@@ -75,9 +73,10 @@ class TorchEngine:
             numerics=facts,
             numerics_class=numerics.numerics_class(facts),
             kv_tokens=self._table.tokens,
-            row_tile=row_tile,
+            row_tile=self._layout.row_tile,
         )
-        probe.check_invariance(self._forward, self._scratch(640), row_tile=row_tile, vocab_size=config.vocab_size)
+        check_tile = max(_PROBE_ROWS, self._layout.row_tile)
+        probe.check_invariance(self._forward, self._scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
         self._curve: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -128,7 +127,7 @@ class TorchEngine:
         return self._curve
 
     def _measure_curve(self) -> list[tuple[int, float]]:
-        tile = self._layout.row_tile
+        tile = max(_PROBE_ROWS, self._layout.row_tile)
         curve: list[tuple[int, float]] = []
         started = time.perf_counter()
         for rows in (1, tile, 2 * tile, 4 * tile, 8 * tile):
@@ -146,7 +145,7 @@ class TorchEngine:
         return curve
 
     def _scratch(self, tokens: int) -> probe.Scratch:
-        return probe.Scratch(tokens, self._shapes, dtype=self._dtype, device=self._device)
+        return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
     def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
@@ -154,7 +153,7 @@ class TorchEngine:
         store.clear()
         batch = self._layout.lay_out(plan, table)
         arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
-        with attention.attending(attention.StepAttention(batch, store)):
+        with attention.attending(self._attention(batch, store)):
             if batch.samples:
                 logits: Tensor = self._model(**arguments, logits_to_keep=batch.sampled).logits[0, : batch.samples]
             else:  # a prompt's chunk: nobody asks for logits, so the head is left out
@@ -163,16 +162,12 @@ class TorchEngine:
         table.commit(plan)
         return logits
 
-    @torch.inference_mode()
-    def _probe_shapes(self, row_tile: int, layers: int) -> list[LayerShape]:
-        rows = torch.zeros(1, row_tile, dtype=torch.int64, device=self._device)
-        shape_probe = probe.ShapeProbe()
-        with attention.attending(shape_probe):
-            self._model(input_ids=rows, position_ids=rows, use_cache=False)
-        return shape_probe.shapes(layers)
+    def _attention(self, batch: Batch, store: KVStore) -> attention.Attention:
+        kernels = self._prepared.kernels
+        return attention.TorchAttention(batch, store) if kernels is None else NativeAttention(kernels, batch, store)
 
     def _max_blocks(self) -> int:
-        widest = max(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in self._shapes)
+        widest = max(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in self._prepared.shapes)
         return max(1, _ATTENTION_BYTES // (KV_BLOCK * widest * 4))
 
 

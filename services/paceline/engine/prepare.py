@@ -1,0 +1,132 @@
+"""A Hugging Face model made ready for the engine: its attention routed, its layers fused where they can be, its linear
+layers replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paceline.engine import attention, native, probe
+from paceline.engine.batch import KV_BLOCK, Layout
+from paceline.engine.fused import FusedLayer, FusedStack, Witness, looks_like_llama, witnessing
+from paceline.engine.interface import Slice, StepPlan
+from paceline.engine.kv_store import LayerShape
+from paceline.engine.linear import MakeLinear, NativeLinear, TiledLinear, native_linears, packing_works, replace_linears
+from paceline.engine.native import Kernels
+from paceline.engine.native_attention import NativeAttention, layer_arguments
+
+_WITNESS_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of a model."""
+
+    shapes: list[LayerShape]
+    layout: Layout
+    kernels: Kernels | None
+    matmul: str  # native, packed or plain
+    fused: int  # layers that run fused
+
+    def facts(self) -> dict[str, str]:
+        """What of it fixes bits."""
+        tile = self.layout.query_tile
+        return {
+            "row_tile": str(self.layout.row_tile),
+            "matmul": self.matmul,
+            "attention": "native" if self.kernels else f"float32 tree, query tile {tile}, block {KV_BLOCK}",
+            "native": self.kernels.identity if self.kernels else "none",
+            "fused_layers": str(self.fused),
+        }
+
+
+@torch.inference_mode()
+def prepare(model: Any, layout: Layout, *, row_tile: int | None) -> Prepared:
+    """Change ``model`` in place. ``layout`` is that of a model yet unknown; row_tile None is what suits the products.
+
+    Raises Unsupported for models whose bits could not be kept.
+    """
+    device, dtype = layout.device, model.dtype
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    kernels = native.kernels(dtype, device)
+    layers = _decoder_layers(model)
+    shape_probe, witnesses = _witness(model, layers, device)
+    shapes = shape_probe.shapes(model.config.get_text_config().num_hidden_layers)
+    if any(shape.key_dim > native.MAX_KEY_DIM for shape in shapes):
+        kernels = None
+    matmul, tile, make = _products(model, kernels, device, row_tile)
+    layout = replace(layout, row_tile=tile, ragged=kernels is not None)
+    fused = 0
+    if kernels is not None:
+        check = _Check(shapes, layout, kernels)
+        for place, layer in enumerate(layers):
+            options = shape_probe.options.get(place, {})
+            if place not in witnesses or not looks_like_llama(layer, shapes[place], options):
+                continue
+            candidate = FusedLayer(layer, _arguments(layer, shapes[place], options), kernels, make)
+            if check.passes(candidate, witnesses[place]):
+                layers[place] = candidate
+                fused += 1
+        if fused == len(shapes) and matmul == "native":
+            model.get_decoder().layers = nn.ModuleList([FusedStack([*layers], kernels)])
+    replace_linears(model, make)
+    return Prepared(shapes, layout, kernels, matmul, fused)
+
+
+def _products(
+    model: nn.Module, kernels: Kernels | None, device: torch.device, row_tile: int | None
+) -> tuple[str, int, MakeLinear]:
+    """Which products a model runs on, their row tile, and what makes its linear layers."""
+    if kernels is not None and native_linears(model, kernels):
+        return "native", row_tile or 1, lambda weight, bias: NativeLinear(weight, bias, kernels=kernels)
+    tile = row_tile or (16 if device.type == "cpu" else 64)
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]  # nn.Module attributes are untyped
+    packed = device.type == "cpu" and packing_works(dtype, tile)
+    name = "packed" if packed else "plain"
+    return name, tile, lambda weight, bias: TiledLinear(weight, bias, row_tile=tile, packed=packed)
+
+
+def _decoder_layers(model: Any) -> nn.ModuleList:
+    """The list a model's decoder runs through; empty where it is kept differently."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    return layers if isinstance(layers, nn.ModuleList) else nn.ModuleList()
+
+
+def _witness(model: Any, layers: nn.ModuleList, device: torch.device) -> tuple[probe.ShapeProbe, dict[int, Witness]]:
+    shape_probe = probe.ShapeProbe()
+    positions = torch.arange(_WITNESS_ROWS, device=device)[None]
+    tokens = (7 + 31 * positions) % model.config.get_text_config().vocab_size
+    with attention.attending(shape_probe), witnessing(list(layers)) as witnesses:
+        model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False)
+    return shape_probe, witnesses
+
+
+def _arguments(layer: Any, shape: LayerShape, options: dict[str, Any]) -> native.LayerArguments:
+    return layer_arguments(shape, layer.self_attn.q_proj.out_features // shape.key_dim, options)
+
+
+class _Check:
+    """Runs fused layers on what the layers they replace were given."""
+
+    def __init__(self, shapes: list[LayerShape], layout: Layout, kernels: Kernels) -> None:
+        scratch = probe.Scratch(_WITNESS_ROWS, shapes, dtype=kernels.dtype, device=layout.device)
+        scratch.session("witness", 0, _WITNESS_ROWS)
+        tokens = (0,) * _WITNESS_ROWS
+        plan = StepPlan(0, (Slice("witness", 0, tokens, samples=0, sampling=probe.GREEDY, prompt_len=1),))
+        batch = layout.lay_out(plan, scratch.table)
+        self._rows = batch.input_ids.shape[1]
+        self._attention = NativeAttention(kernels, batch, scratch.store)
+
+    def passes(self, layer: FusedLayer, witness: Witness) -> bool:
+        """Whether a fused layer computes what its original did."""
+        cos, sin = (self._padded(part) for part in witness.position_embeddings)
+        with attention.attending(self._attention):
+            output: Tensor = layer(self._padded(witness.inputs), position_embeddings=(cos, sin))
+        return witness.agrees(output[:, :_WITNESS_ROWS])
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        return nn.functional.pad(rows, (0, 0, 0, self._rows - rows.shape[1]))
