@@ -68,6 +68,7 @@ BAD_MESSAGES: dict[str, tuple[bytes, Code, str]] = {
         Code.INVALID_ARGUMENT,
         "relaxed_acceptance: expected",
     ),
+    "bad grammar": (sampling(grammar=common.Grammar(regex="(")), Code.INVALID_ARGUMENT, "grammar.regex: expected"),
     "unknown drafter": (
         asking(speculation=generation.SpeculationOptions(drafter="oracle")),
         Code.INVALID_ARGUMENT,
@@ -106,6 +107,7 @@ BAD_BODIES: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "seed negative": (GOOD | {"seed": -1}, 400, "seed"),
     "unknown field": (GOOD | {"temprature": 0}, 400, "temprature"),
     "unsupported field": (GOOD | {"n": 2}, 400, "n"),
+    "bad schema": (GOOD | {"guided_json": {"type": "nope"}}, 400, "grammar.json_schema"),
     "no messages": (CHAT | {"messages": []}, 400, "messages"),
     "unknown role": (CHAT | {"messages": [{"role": "oracle", "content": "x"}]}, 400, "messages.0.role"),
     "content a number": (CHAT | {"messages": [{"role": "user", "content": 7}]}, 400, "messages.0.content"),

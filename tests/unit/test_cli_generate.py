@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -43,6 +44,18 @@ def test_text_goes_to_standard_output_and_the_closing_line_to_standard_error(ser
     assert [(each.role, each.content) for each in request.chat.messages] == [("user", "Count")]
     assert (request.sampling.max_tokens, request.sampling.temperature) == (6, 0)
     assert not request.sampling.HasField("top_k")
+
+
+def test_grammars_reach_the_server(server: Scripted, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    assert invoke(server, "p", "--json-schema", str(schema)).exit_code == 0
+    assert invoke(server, "p", "--regex", "a+").exit_code == 0
+    assert [request.sampling.grammar.json_schema for request in server.requests] == ['{"type": "object"}', ""]
+    assert server.requests[1].sampling.grammar.regex == "a+"
+    both = invoke(server, "p", "--json-schema", str(schema), "--regex", "a+")
+    assert both.exit_code == 2
+    assert "regex: expected at most one of json_schema, regex, grammar" in both.stderr
 
 
 def test_every_option_reaches_the_server(server: Scripted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,9 +120,26 @@ def test_options_reach_the_wire_as_they_are() -> None:
     assert not empty.sampling.ListFields()
 
 
+def test_a_grammar_reaches_the_wire() -> None:
+    schema = {"type": "object", "properties": {"é": {}}}
+    assert json.loads(build_request("x", {"json_schema": schema}).sampling.grammar.json_schema) == schema
+    assert build_request("x", {"json_schema": "{}"}).sampling.grammar.json_schema == "{}"
+    assert build_request("x", {"regex": "a+"}).sampling.grammar.regex == "a+"
+    assert build_request("x", {"grammar": 'start: "a"', "regex": None}).sampling.grammar.lark == 'start: "a"'
+    with pytest.raises(
+        InvalidRequestError, match="at most one of json_schema, regex, grammar, got 'regex and grammar'"
+    ):
+        build_request("x", {"grammar": 'start: "a"', "regex": "a"})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("regex", 5),
+        ("regex", ""),
+        ("grammar", "a" * 65537),
+        ("json_schema", 5),
+        ("json_schema", {"type": object()}),
         ("logit_bias", [1]),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: 101}),

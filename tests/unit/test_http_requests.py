@@ -43,7 +43,6 @@ CHAT_UNSUPPORTED: list[tuple[str, Any]] = [
     ("prompt_cache_options", {}),
     ("prompt_cache_retention", "24h"),
     ("reasoning_effort", "high"),
-    ("response_format", {"type": "json_object"}),
     ("tool_choice", "required"),
     ("tools", [{"type": "function"}]),
     ("verbosity", "high"),

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from paceline.v1 import generation_pb2
 
@@ -99,6 +99,12 @@ class GenerateOptions(TypedDict, total=False):
     relaxed_acceptance: float | None
     """Lossy: also accept draft tokens with at least this share of the likeliest token's probability, above 0, up to 1.
     ``lossy`` of the answer tells whether it changed a token."""
+    json_schema: str | Mapping[str, Any] | None
+    """The answer is JSON of this schema, as an object or its text. At most one of json_schema, regex and grammar."""
+    regex: str | None
+    """The answer matches this regular expression, as a whole."""
+    grammar: str | None
+    """The answer is of this grammar, written in Lark."""
     choice: int
     """Which of several answers under one seed this is, 0 to 127: each differs. For n answers make n calls."""
     speculation: Speculation | None

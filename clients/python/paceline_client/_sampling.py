@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +38,8 @@ _INTS: dict[str, tuple[int, int, str]] = {
     "prompt_logprobs": (0, 20, "a whole number from 0 to 20"),
 }
 
+_GRAMMARS = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark"}  # option -> wire
+
 
 def sampling_of(options: Mapping[str, Any]) -> common_pb2.SamplingOptions:
     """The wire form of what an answer's options say about sampling. Raises InvalidRequestError."""
@@ -45,6 +48,7 @@ def sampling_of(options: Mapping[str, Any]) -> common_pb2.SamplingOptions:
         stop_token_ids=_stop_token_ids(options.get("stop_token_ids")),
         logit_bias=_logit_bias(options.get("logit_bias")),
         bad_words=[common_pb2.TokenSequence(ids=word) for word in _bad_words(options.get("bad_words"))],
+        grammar=_grammar(options),
     )
     for name, (low, high, expected) in _REALS.items():
         if options.get(name) is not None:
@@ -61,6 +65,28 @@ def sampling_of(options: Mapping[str, Any]) -> common_pb2.SamplingOptions:
             raise _INVALID("verification_mode", expected="agreement or rejection", got=mode)
         sampling.verification_mode = _MODES[mode]
     return sampling
+
+
+def _grammar(options: Mapping[str, Any]) -> common_pb2.Grammar | None:
+    given = [name for name in _GRAMMARS if options.get(name) is not None]
+    if len(given) > 1:
+        raise _INVALID(given[1], expected=f"at most one of {', '.join(_GRAMMARS)}", got=" and ".join(given))
+    if not given:
+        return None
+    (name,) = given
+    source = _schema(options[name]) if name == "json_schema" else checks.text(name, options[name])
+    if not 0 < len(source) <= 65536:
+        raise _INVALID(name, expected="1 to 65536 characters", got=f"{len(source)} characters")
+    return common_pb2.Grammar(**{_GRAMMARS[name]: source})
+
+
+def _schema(value: str | Mapping[str, Any]) -> str:
+    if not isinstance(value, Mapping):
+        return checks.text("json_schema", value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise _INVALID("json_schema", expected="what JSON can hold", got=str(error)) from None
 
 
 def _logit_bias(biases: Mapping[int, float] | None) -> dict[int, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from paceline_client import Client, InvalidRequestError, Stream
@@ -21,10 +21,20 @@ MAX_PROMPT_CHARS = 4_000_000
 @answer_options
 @click.option("--chat/--raw", default=True, help="Send the prompt as a user's message, or as it is. [default: chat]")
 @click.option("--logprobs", type=int, help="With --json: log probabilities of tokens and so many likeliest ones.")
+@click.option("--json-schema", type=click.File(), metavar="FILE", help="Answer in JSON of this schema.")
+@click.option("--regex", metavar="PATTERN", help="Answer in what matches this, as a whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @told
 def command(
-    prompt: str, *, address: str | None, api_key: str | None, no_color: bool, chat: bool, as_json: bool, **options: Any
+    prompt: str,
+    *,
+    address: str | None,
+    api_key: str | None,
+    no_color: bool,
+    chat: bool,
+    as_json: bool,
+    json_schema: TextIO | None,
+    **options: Any,
 ) -> None:
     """Generate one answer to PROMPT, or to standard input if that is - or missing, streamed.
 
@@ -33,6 +43,8 @@ def command(
     """
     text = _prompt(prompt)
     request = request_of(**options)
+    if json_schema is not None:
+        request["json_schema"] = json_schema.read(MAX_PROMPT_CHARS)
     color = colored(not no_color) and not as_json
     with Client(address, api_key=api_key) as client:
         if chat:

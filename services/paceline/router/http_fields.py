@@ -36,7 +36,6 @@ CHAT_NEUTRAL: dict[str, Sequence[object]] = {
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None, "in_memory"),
     "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
     "verbosity": (None, "medium"),

@@ -26,6 +26,7 @@ from paceline.router.http_fields import (
     without_neutral,
     words,
 )
+from paceline.router.http_grammar import grammar_of
 from paceline.router.requests import MAX_CHOICES, SamplingRequest
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.params import SpeculationMode, SpeculationParams, VerificationMode
@@ -101,6 +102,12 @@ class _Body(_Closed):
     verification_mode: Literal["agreement", "rejection"] | None = None
     relaxed_acceptance: FiniteFloat | None = None
     speculation: _Speculation | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     # Without effect on the answer:
@@ -192,6 +199,7 @@ def _wanted(
             ignore_eos=body.ignore_eos,
             verification_mode=VerificationMode[mode.upper()] if mode else None,
             relaxed_acceptance=body.relaxed_acceptance,
+            grammar=grammar_of(body.response_format, body.structured_outputs, _guided(body)),
         ),
         speculation=_speculation(body.speculation or _Speculation()),
         stream=bool(body.stream),
@@ -201,6 +209,11 @@ def _wanted(
         tokens=tokens,
         messages=messages,
     )
+
+
+def _guided(body: _Body) -> dict[str, Any]:
+    names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    return {name: getattr(body, name) for name in names}
 
 
 def _prompt(value: object) -> tuple[str | None, tuple[int, ...] | None]:
