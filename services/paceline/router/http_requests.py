@@ -1,9 +1,9 @@
 """Bodies of OpenAI's endpoints -> requests. Closed: a field nobody knows is refused by name, as is a wrong type.
 
 Beyond OpenAI's fields: ``top_k``, ``min_p``, ``stop_token_ids``, ``ignore_eos``, ``verification_mode``,
-``relaxed_acceptance``, vLLM's ``repetition_penalty``, ``min_tokens``, ``bad_words`` and ``prompt_logprobs``, and
-``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges are checked where the request
-is resolved (``SamplingParams``), once for both ingresses.
+``relaxed_acceptance``, vLLM's ``repetition_penalty``, ``min_tokens``, ``bad_words``, ``prompt_logprobs`` and structured
+output (``http_grammar``), and ``speculation: {mode, max_draft_tokens, drafter}``; ``seed`` is unsigned, 64 bit. Ranges
+are checked where the request is resolved (``SamplingParams``), once for both ingresses.
 """
 
 from __future__ import annotations
