@@ -142,9 +142,9 @@ async def test_errors_name_what_is_wrong(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature") as hot:
         await client.chat.completions.create(model="", messages=MESSAGES, temperature=-1)
     assert (hot.value.param, hot.value.code) == ("temperature", "invalid_value")
-    with pytest.raises(openai.BadRequestError, match="logprobs") as unsupported:
-        await client.chat.completions.create(model="", messages=MESSAGES, logprobs=True)
-    assert (unsupported.value.param, unsupported.value.code) == ("logprobs", "unsupported_parameter")
+    with pytest.raises(openai.BadRequestError, match="verbosity") as unsupported:
+        await client.chat.completions.create(model="", messages=MESSAGES, verbosity="high")
+    assert (unsupported.value.param, unsupported.value.code) == ("verbosity", "unsupported_parameter")
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("nobody/nothing")
     await completions_are_equal(client)

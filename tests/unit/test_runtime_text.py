@@ -126,6 +126,17 @@ def test_the_prompts_tail_keeps_a_leading_space() -> None:
     assert detokenizer.feed(token) == " hi"
 
 
+def test_the_text_of_a_token_by_itself() -> None:
+    """With its leading space, special ones spelled out, and U+FFFD for a part of a character."""
+    for codec in CODECS.values():
+        (bos,) = codec.encode("<s>", special=False)[-1:]
+        assert codec.token_text(bos).strip() == "<s>"
+        assert codec.token_text(codec.encode("é", special=False)[-1]) == "\ufffd"
+    spaced = CODECS["byte-level"].encode("hell he", special=False)
+    assert [CODECS["byte-level"].token_text(token) for token in spaced] == ["hell", " he"]
+    assert CODECS["byte-fallback"].token_text(CODECS["byte-fallback"].encode("hi", special=False)[0]) == " hi"
+
+
 def test_special_tokens_are_added_unless_told_otherwise_and_recognised_either_way() -> None:
     codec = CODECS["byte-fallback"]
     (bos,) = {*codec.encode("hi")} - {*codec.encode("hi", special=False)}

@@ -1,0 +1,79 @@
+"""A target, a draft worker, a router and its two ingresses over fake engines, all in this process, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+from paceline.draft import assembly as drafting
+from paceline.draft import service as draft_service
+from paceline.draft.worker import DraftWorker
+from paceline.router.auth import OPEN
+from paceline.router.http import http_app
+from paceline.router.ingress import grpc_ingress
+from paceline.router.router import Router
+from paceline.runtime.config import DraftConfig, EngineConfig, RouterConfig, TargetConfig
+from paceline.runtime.server import WorkerServer
+from paceline.runtime.worker import WorkerService
+from paceline.target import assembly as verifying
+from paceline.target import service as target_service
+from paceline_client import AsyncClient
+
+
+def _silent(line: str) -> None:
+    """Progress is told to nobody."""
+
+
+@asynccontextmanager
+async def small_cluster(target: str, draft: str) -> AsyncIterator[tuple[httpx.AsyncClient, AsyncClient]]:
+    """Both kinds of clients of a cluster of two models."""
+    async with AsyncExitStack() as stack:
+        verifier = await stack.enter_async_context(_target(target))
+        drafter = await stack.enter_async_context(_draft(draft))
+        config = RouterConfig(targets=(verifier,), drafts=(drafter,), draft_deadline_ms=5000)
+        router = await Router.connect(config, rng=random.Random(3))
+        stack.push_async_callback(router.close)
+        ingress = grpc_ingress(router, OPEN, "127.0.0.1", 0, max_calls=64, shared=False)
+        port = await ingress.start()
+        stack.push_async_callback(ingress.stop, 0)
+        transport = httpx.ASGITransport(app=http_app(router, OPEN))
+        http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://paceline"))
+        client = await stack.enter_async_context(AsyncClient(f"127.0.0.1:{port}"))
+        yield http, client
+
+
+@asynccontextmanager
+async def _target(model: str) -> AsyncIterator[str]:
+    config = TargetConfig(engine=EngineConfig(model=model))
+    loaded = await asyncio.to_thread(verifying.load, config, _silent)
+    verifier = verifying.verifier_for(config, loaded, "target-1")
+    description = verifying.describe(verifier, loaded)
+    service = target_service.TargetService(verifier, loaded.engine, description, loaded.tokenizer_files)
+    server = WorkerServer("127.0.0.1", 0, services=(target_service.SERVICE_NAME,), add=target_service.add_to(service))
+    async with _served(server, service) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _draft(model: str) -> AsyncIterator[str]:
+    config = DraftConfig(engine=EngineConfig(model=model), default_drafter="model")
+    offered = await asyncio.to_thread(drafting.assemble, config, _silent)
+    worker = DraftWorker([each.drafter for each in offered], "model", incarnation="draft-1")
+    service = draft_service.DraftService(worker, drafting.describe(config, offered, "draft-1"))
+    server = WorkerServer("127.0.0.1", 0, services=(draft_service.SERVICE_NAME,), add=draft_service.add_to(service))
+    async with _served(server, service) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _served(server: WorkerServer, service: WorkerService) -> AsyncIterator[str]:
+    port = await server.start()
+    service.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await service.stop()
+        await server.stop(0)
