@@ -49,6 +49,7 @@ e2e: install ## the tests that start real processes
 
 bench: install ## print every figure the README quotes
 	$(BIN)/paceline models fetch demo
+	$(BIN)/python -m bench.engine --check
 	$(BIN)/python -m bench.sampler --check
 	$(BIN)/python -m bench.exact --check
 	$(BIN)/python -m bench.quick --check

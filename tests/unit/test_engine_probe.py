@@ -19,7 +19,7 @@ def test_logits_that_depend_on_the_batch_are_noticed() -> None:
     engine = tiny_engine(configs()["llama"])
 
     def scratch() -> Scratch:
-        return engine._scratch(640)
+        return engine.scratch(640)
 
     def honest(plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
         return engine._forward(plan, table, store)

@@ -76,7 +76,7 @@ class TorchEngine:
             row_tile=self._layout.row_tile,
         )
         check_tile = max(_PROBE_ROWS, self._layout.row_tile)
-        probe.check_invariance(self._forward, self._scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
+        probe.check_invariance(self._forward, self.scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
         self._curve: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -115,9 +115,18 @@ class TorchEngine:
         drawn = draw(plan, logits)
         return replace(drawn, duration_s=time.perf_counter() - started)
 
-    def forward(self, plan: StepPlan) -> Tensor:
-        """Run a plan without sampling: logits [R, V] of its slices' ``logit_rows``, in the model's dtype."""
-        return self._forward(plan, self._table, self._store)
+    def forward(self, plan: StepPlan, scratch: probe.Scratch | None = None) -> Tensor:
+        """Run a plan without sampling: logits [R, V] of its slices' ``logit_rows``, in the model's dtype.
+
+        With ``scratch``, on its sessions instead of the engine's.
+        """
+        if scratch is None:
+            return self._forward(plan, self._table, self._store)
+        return self._forward(plan, scratch.table, scratch.store)
+
+    def scratch(self, tokens: int) -> probe.Scratch:
+        """A KV store of its own for so many positions, to measure steps on."""
+        return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine. Measured at the first call, which also warms the engine up; under two seconds for small models,
@@ -133,19 +142,16 @@ class TorchEngine:
         for rows in (1, tile, 2 * tile, 4 * tile, 8 * tile):
             if len(curve) >= 2 and time.perf_counter() - started > _CURVE_BUDGET_S:
                 break
-            scratch = self._scratch(-(-rows // 8) * KV_BLOCK + PAGE)
+            scratch = self.scratch(-(-rows // 8) * KV_BLOCK + PAGE)
             plan = probe.cost_plans(scratch, rows)
             seconds = []
             for _ in range(3 if rows <= tile else 2):  # the first one or two warm up
                 begun = time.perf_counter()
-                logits = self._forward(plan, scratch.table, scratch.store)
+                logits = self.forward(plan, scratch)
                 sample(logits, [Row(probe.GREEDY, 0)] * rows)
                 seconds.append(time.perf_counter() - begun)
             curve.append((rows, min(seconds)))
         return curve
-
-    def _scratch(self, tokens: int) -> probe.Scratch:
-        return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
     def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
