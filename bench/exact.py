@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
 import time
 from argparse import Namespace
@@ -20,7 +19,7 @@ from paceline.runtime.cluster_spec import ClusterSpec
 from paceline.speculation.params import SpeculationParams
 
 from bench.arguments import mixed, parser
-from bench.harness import OFF, Answer, answers, cluster, fixed
+from bench.harness import OFF, Answer, answers, cluster, differing_tokens, first_difference, fixed
 from bench.progress import progress
 from bench.reference import Reference
 
@@ -28,12 +27,6 @@ TIE = 1e-3
 MAX_TIES = 2
 PATIENT = {"draft_deadline_ms": 10_000.0, "verify_deadline_ms": 60_000.0}  # drafts are to be verified, not missed
 SAMPLINGS = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 20_261_122}}
-
-
-def first_difference(ours: Sequence[int], reference: Sequence[int]) -> int | None:
-    """Index of the first differing token, the end of the shorter one included; None if they are the same."""
-    pairs = itertools.zip_longest(ours, reference, fillvalue=-1)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
 
 
 def references(reference: Reference, ours: Sequence[Answer], tokens: int) -> Iterator[list[int]]:
@@ -79,13 +72,7 @@ def settings() -> list[tuple[str, SpeculationParams, int]]:
 
 def report(name: str, got: list[Answer], expected: list[Answer]) -> int:
     """Print one setting's line; returns the number of differing tokens."""
-    differing = 0
-    for number, (ours, plain) in enumerate(zip(got, expected, strict=True)):
-        where = first_difference(ours.tokens, plain.tokens)
-        if where is not None:
-            print(f"(b) {name}: prompt {number} position {where} differs")
-            pairs = itertools.zip_longest(ours.tokens, plain.tokens, fillvalue=-1)
-            differing += sum(a != b for a, b in pairs)
+    differing = differing_tokens(got, expected)
     tokens = sum(len(answer.tokens) for answer in got)
     verified = sum(answer.stats.verified for answer in got)
     accepted = sum(answer.stats.accepted for answer in got)

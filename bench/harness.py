@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,24 @@ class Answer:
     def stats(self) -> RoundStats:
         assert self.completed is not None
         return self.completed.stats
+
+
+def first_difference(ours: Sequence[int], reference: Sequence[int]) -> int | None:
+    """Index of the first differing token, the end of the shorter one included; None if they are the same."""
+    pairs = itertools.zip_longest(ours, reference, fillvalue=-1)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+
+
+def differing_tokens(got: Sequence[Answer], expected: Sequence[Answer]) -> int:
+    """Tokens that differ between answers to the same prompts; prints where each answer begins to."""
+    differing = 0
+    for number, (ours, plain) in enumerate(zip(got, expected, strict=True)):
+        where = first_difference(ours.tokens, plain.tokens)
+        if where is not None:
+            print(f"prompt {number} differs from position {where} on")
+            pairs = itertools.zip_longest(ours.tokens, plain.tokens, fillvalue=-1)
+            differing += sum(a != b for a, b in pairs)
+    return differing
 
 
 @asynccontextmanager

@@ -39,6 +39,11 @@ class InProcess:
         """See Reference."""
         return await self._thread.run(partial(self._reference.greedy, prompt, max_tokens, **options))
 
+    async def batched(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """Tokens per second of batched ``generate``; every answer is ``tokens`` long."""
+        seconds = await self._thread.run(partial(self._reference.batch_seconds, prompts, tokens))
+        return len(prompts) * tokens / seconds
+
     async def step_seconds(self, prompt: Sequence[int]) -> float:
         """Median time of a step of one row after a prompt."""
         return await self._thread.run(partial(self._steps, tuple(prompt)))

@@ -32,6 +32,19 @@ class Reference:
         return out[0, len(prompt) :].tolist(), time.perf_counter() - started
 
     @torch.inference_mode()
+    def batch_seconds(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """Seconds of greedy ``generate`` for a left-padded batch, going on after end tokens."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        started = time.perf_counter()
+        out = self._model.generate(ids, attention_mask=mask, **options)
+        seconds = time.perf_counter() - started
+        assert out.shape == (len(prompts), longest + tokens), out.shape
+        return seconds
+
+    @torch.inference_mode()
     def top_two_gap(self, prefix: Sequence[int]) -> float:
         """Difference of the two largest logits after a prefix."""
         logits = self._model(torch.tensor([list(prefix)])).logits[0, -1].float()
