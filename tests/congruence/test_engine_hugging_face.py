@@ -28,6 +28,19 @@ def test_logits_are_close_to_its_own_forward(arch: str, native: bool) -> None:
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_other_mode_computes_the_same_up_to_rounding_and_is_a_class_of_its_own(dtype: torch.dtype) -> None:
+    config, tokens = configs()["llama"], tokens_of(3, 200)
+    engines = [tiny_engine(config, dtype=dtype, deterministic=deterministic) for deterministic in (True, False)]
+    logits = []
+    for engine in engines:
+        assert engine.reserve("a", 200)
+        logits.append(engine.forward(plan(piece("a", 0, tokens))).float())
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4 if dtype is torch.float32 else 0.1, rtol=0)
+    assert engines[0].info.numerics_class != engines[1].info.numerics_class
+    assert engines[1].info.numerics["matmul"] == "free"
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_greedy_answers_are_those_of_generate(arch: str, native: bool) -> None:

@@ -19,6 +19,7 @@ from paceline.engine.native import Kernels, LinearArguments, pack
 from paceline.speculation.errors import Unsupported
 
 _CACHE_LINE_BYTES = 64
+_FREE_HINT = 16  # the row count that weights are packed for where any may come
 
 
 def packing_available() -> bool:
@@ -146,6 +147,28 @@ class TiledLinear(nn.Module):
         if self.packed:
             return _multiply_packed(tile, self._weight, self._bias)
         return functional.linear(tile, self._weight, self._bias)
+
+
+class FreeLinear(nn.Module):
+    """A linear layer that multiplies whatever rows there are at once: a row's bits may depend on their number."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
+        """weight: [out, in]; bias: [out]."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._multiply = _multiply_packed if packed else functional.linear
+        self._weight = _pack(weight.detach(), _FREE_HINT) if packed else weight.detach().contiguous()
+        self._bias = None if bias is None else bias.detach()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows: [..., in] → [..., out]."""
+        flat = rows.reshape(-1, self.in_features).contiguous()
+        return self._multiply(flat, self._weight, self._bias).view(*rows.shape[:-1], self.out_features)
+
+    def added(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """See Linear."""
+        out: Tensor = self.forward(rows)
+        return out.add_(residual)
 
 
 def linear_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:

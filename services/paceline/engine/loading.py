@@ -26,6 +26,7 @@ class EngineSpec:
     threads: int | None = None  # CPU threads of a step; None leaves torch's default
     kv_tokens: int = 65536  # KV positions held for all sessions together
     row_tile: int | None = None  # rows of every matrix product; None is what suits the device
+    deterministic: bool = True  # see TorchOptions
     model_id: str = ""  # the name tokens are attributed to; empty derives it from the model
 
 
@@ -66,7 +67,9 @@ def _load_torch(spec: EngineSpec, local: models.LocalModel, say: models.Progress
         model,
         model_id=spec.model_id or local.model_id,
         fingerprint=identity,
-        options=TorchOptions(kv_tokens=spec.kv_tokens, row_tile=spec.row_tile, device=spec.device),
+        options=TorchOptions(
+            kv_tokens=spec.kv_tokens, row_tile=spec.row_tile, device=spec.device, deterministic=spec.deterministic
+        ),
     )
     curve = ", ".join(f"{rows} rows {1e3 * seconds:.0f} ms" for rows, seconds in engine.cost_curve())
     say(f"ready: numerics class {engine.info.numerics_class}, a step takes {curve}")

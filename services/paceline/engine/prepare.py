@@ -14,7 +14,15 @@ from paceline.engine.batch import KV_BLOCK, Layout
 from paceline.engine.fused import FusedLayer, FusedStack, Witness, looks_like_llama, witnessing
 from paceline.engine.interface import Slice, StepPlan
 from paceline.engine.kv_store import LayerShape
-from paceline.engine.linear import MakeLinear, NativeLinear, TiledLinear, native_linears, packing_works, replace_linears
+from paceline.engine.linear import (
+    FreeLinear,
+    MakeLinear,
+    NativeLinear,
+    TiledLinear,
+    native_linears,
+    packing_works,
+    replace_linears,
+)
 from paceline.engine.native import Kernels
 from paceline.engine.native_attention import NativeAttention, layer_arguments
 
@@ -28,7 +36,7 @@ class Prepared:
     shapes: list[LayerShape]
     layout: Layout
     kernels: Kernels | None
-    matmul: str  # native, packed or plain
+    matmul: str  # native, packed, plain or free
     fused: int  # layers that run fused
 
     def facts(self) -> dict[str, str]:
@@ -44,7 +52,7 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(model: Any, layout: Layout, *, row_tile: int | None) -> Prepared:
+def prepare(model: Any, layout: Layout, *, row_tile: int | None, deterministic: bool = True) -> Prepared:
     """Change ``model`` in place. ``layout`` is that of a model yet unknown; row_tile None is what suits the products.
 
     Raises Unsupported for models whose bits could not be kept.
@@ -58,7 +66,10 @@ def prepare(model: Any, layout: Layout, *, row_tile: int | None) -> Prepared:
     shapes = shape_probe.shapes(model.config.get_text_config().num_hidden_layers)
     if any(shape.key_dim > native.MAX_KEY_DIM for shape in shapes):
         kernels = None
-    matmul, tile, make = _products(model, kernels, device, row_tile)
+    if deterministic:
+        matmul, tile, make = _products(model, kernels, device, row_tile)
+    else:
+        matmul, tile, make = "free", 1, _free(device, model.dtype)
     layout = replace(layout, row_tile=tile, ragged=kernels is not None)
     fused = 0
     if kernels is not None:
@@ -88,6 +99,11 @@ def _products(
     packed = device.type == "cpu" and packing_works(dtype, tile)
     name = "packed" if packed else "plain"
     return name, tile, lambda weight, bias: TiledLinear(weight, bias, row_tile=tile, packed=packed)
+
+
+def _free(device: torch.device, dtype: torch.dtype) -> MakeLinear:
+    packed = device.type == "cpu" and packing_works(dtype, _WITNESS_ROWS)
+    return lambda weight, bias: FreeLinear(weight, bias, packed=packed)
 
 
 def _decoder_layers(model: Any) -> nn.ModuleList:

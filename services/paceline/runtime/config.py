@@ -46,6 +46,9 @@ class EngineConfig(Closed):
     """CPU threads of a step; by default all cores. Part of the numerics class."""
     kv_tokens: int = Field(65536, ge=16)
     """KV positions held for all sessions together."""
+    deterministic: bool = True
+    """Whether a row's bits are the same whatever is computed beside it. Without it, products take whatever number of
+    rows comes, and a near-tie may fall either way. Part of the numerics class."""
     row_tile: int | None = Field(None, ge=1, le=256)
     """Rows of every matrix product; by default what suits the device. Part of the numerics class."""
 
