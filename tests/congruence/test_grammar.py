@@ -35,6 +35,8 @@ from paceline.speculation.sampling import Row, sample
 from paceline.target.sessions import Limits
 from paceline.target.verifier import Verifier
 
+from tests.unit.draft_kit import RecordingEngine
+
 TABLE = FakeOptions(seed=4, order=2, spread=2.0, eos=0.2)
 EOS = TABLE.eos_token_id
 PROMPT = tuple(b'say it as {"rider": "ada", "places": [1, 2, 3]}, say it again: ')
@@ -263,6 +265,19 @@ def test_a_drafter_that_knows_the_grammar_is_right_more_often_and_nothing_forbid
             run.all()
         rates[name] = sum(run.accepted for run in runs) / sum(run.rounds for run in runs)
     assert rates["model"] > 1.5 * rates["free model"], rates
+
+
+def test_what_a_grammar_forces_is_drafted_without_asking_the_model() -> None:
+    engine = RecordingEngine(TABLE)
+    drafter = ModelDrafter(engine, grammars=grammars())
+    params = SamplingParams(grammar=Grammar(GrammarKind.REGEX, "place: (first|second) of all"), temperature=0)
+    drafter.open(DraftSession.opened(SessionOpen("s", 1, "r", PROMPT, len(PROMPT), params), ""))
+    (proposal,) = drafter.propose([Ask("s", len(PROMPT), 16)])
+    assert re.fullmatch("place: (first of |second of)", bytes(proposal.tokens).decode())
+    assert len(engine.plans) == 1, "one choice was the model's"
+    run = Run(params, drafter_of("model"), 20)
+    run.all()
+    assert run.accepted >= len(run.output) - run.rounds
 
 
 def test_drafts_that_break_the_grammar_are_cut_before_they_are_verified() -> None:

@@ -113,6 +113,9 @@ class Alternating:
     def fitting(self, drafts: Sequence[int]) -> int:
         return sum(self.allowed(drafts[: count + 1]) is not None for count in range(len(drafts)))
 
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        return (1 + (len(self.committed) + len(following)) % 2,)
+
     def commit(self, tokens: Sequence[int]) -> None:
         self.committed += tokens
 

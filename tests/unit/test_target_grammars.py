@@ -41,6 +41,9 @@ class Anything:
     def fitting(self, drafts: Sequence[int]) -> int:
         return len(drafts)
 
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
     def commit(self, tokens: Sequence[int]) -> None:
         pass
 

@@ -83,6 +83,19 @@ class _Run:
         self.stuck = len(drawn) < len(samples)
         self.feed = self.feed[len(piece.tokens) :] + drawn
         self.drafts.extend(drawn)
+        if samples:
+            self.force()
+
+    def force(self) -> None:
+        """Draft what the grammar leaves no choice about: the model need not be asked, it would say the same.
+
+        Not in rejection mode, where a draft comes with what it was drawn from.
+        """
+        shaping = self.state.shaping
+        if shaping is not None and self.wants and not self.state.session.sampling.rejects:
+            forced = shaping.forced(self.drafts)[: self.count - len(self.drafts)]
+            self.feed = [*self.feed, *forced]
+            self.drafts.extend(forced)
 
     def proposal(self, drafter: str, model_id: str) -> Proposal:
         return Proposal(tuple(self.drafts), drafter, model_id, distributions=tuple(self.distributions))
@@ -156,7 +169,9 @@ class ModelDrafter:
         state.agreed = start
         del state.held[start:]
         self._shape(state, ask.base_len)
-        return _Run(state, count, self._ends(session.sampling), feed)
+        run = _Run(state, count, self._ends(session.sampling), feed)
+        run.force()
+        return run
 
     def _ends(self, sampling: SamplingParams) -> frozenset[int]:
         """Tokens after which drafting is a waste. In rejection mode it goes on: a draft that ends early comes early,

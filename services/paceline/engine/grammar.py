@@ -42,7 +42,7 @@ class MatcherState:
     it has looked at, and some limits count that. An error is therefore believed only of a matcher that has read
     nothing but the tokens asked about: drafts don't decide on it.
 
-    It belongs to whoever runs the session and is used by one thread at a time.
+    It belongs to whoever runs the session and is used by one thread at a time. Only ``allowed`` runs torch operations.
 
     Args:
         fresh: makes a matcher at the beginning of the grammar.
@@ -57,7 +57,7 @@ class MatcherState:
         self._committed: list[int] = []  # without the end token
         self._ahead: list[int] = []  # what the matcher has read beyond them
         self._ended = False
-        self._mask()  # the dearest of all, and it shows whether there is an answer
+        self._matcher.compute_bitmask()  # the dearest of all, and it shows whether there is an answer
         self.broken = self._error()  # why nothing is allowed any more
 
     def allowed(self, following: Sequence[int]) -> Tensor | None:
@@ -88,6 +88,16 @@ class MatcherState:
         if self._matcher.is_error():
             self._start_over()
         return count + ends
+
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        """See GrammarState."""
+        if self.broken or not self._read(following):
+            return ()
+        forced = tuple(self._matcher.compute_ff_tokens())
+        if self._matcher.is_error():
+            self._start_over()
+            return ()
+        return forced
 
     def commit(self, tokens: Sequence[int]) -> None:
         """See GrammarState. Tokens it does not allow leave it ``broken``."""

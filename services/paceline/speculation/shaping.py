@@ -43,6 +43,10 @@ class GrammarState(Protocol):
         """How many of these tokens, as they follow the committed ones, the grammar may take; cheaper than masks."""
         ...
 
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        """What must come after ``following``, as far as one token at a time is allowed; not the end."""
+        ...
+
     def commit(self, tokens: Sequence[int]) -> None:
         """The answer went on with these."""
         ...
@@ -131,6 +135,10 @@ class Shaping:
     def fitting(self, drafts: Sequence[int]) -> int:
         """How many of these tokens are worth looking at: what comes after the grammar's first refusal is not."""
         return len(drafts) if self._grammar is None else self._grammar.fitting(drafts)
+
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        """Tokens after ``following`` that need no logits to be known."""
+        return () if self._grammar is None else self._grammar.forced(following)
 
     def row(self, following: Sequence[int] = ()) -> RowShaping:
         """Of the row after the known tokens and ``following``."""
