@@ -66,7 +66,10 @@ async def resident(cluster: LocalCluster, client: AsyncClient, early: int, late:
             done()
             if number in (early, late):
                 sizes[number] = target.memory_info().rss
-                print(f"after {number} requests the target's resident set is {sizes[number] / MEBIBYTE:.1f} MiB")
+                print(
+                    f"after {number} requests the target's resident set is {sizes[number] / MEBIBYTE:.1f} MiB",
+                    flush=True,
+                )
     growth = sizes[late] / sizes[early] - 1
     met = abs(growth) <= BAR
     print(f"bar: resident set within {BAR:.0%}: {growth:+.2%} {'met' if met else 'MISSED'}")
