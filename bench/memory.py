@@ -1,7 +1,7 @@
 """Does a target verifier keep its size, and what does a shared prefix spare?
 
 (a) The resident set of the target's process after 2,000 sequential requests through a whole cluster, beside that after
-    the first 200: short answers to prompts that are all different. The bar: within 2 %.
+    the first 200: short answers to prompts that are all different. The bar: no more than 2 % above it.
 (b) Time to first token of prompts that begin with the same 512 words, beside prompts of the same length that begin
     with words of their own; the two take turns.
 """
@@ -71,8 +71,8 @@ async def resident(cluster: LocalCluster, client: AsyncClient, early: int, late:
                     flush=True,
                 )
     growth = sizes[late] / sizes[early] - 1
-    met = abs(growth) <= BAR
-    print(f"bar: resident set within {BAR:.0%}: {growth:+.2%} {'met' if met else 'MISSED'}")
+    met = growth <= BAR  # what a process gives back is no leak
+    print(f"bar: resident set grows by at most {BAR:.0%}: {growth:+.2%} {'met' if met else 'MISSED'}")
     return met
 
 
