@@ -80,6 +80,12 @@ def test_tenants_do_not_share() -> None:
     assert one_round(verifier, engine, opening("c", PROMPT, tenant="x")).span.reused == 32
 
 
+def test_sharing_can_be_turned_off() -> None:
+    verifier, engine = make_verifier(share_prefixes=False)
+    one_round(verifier, engine, opening("a", PROMPT))
+    assert one_round(verifier, engine, opening("b", PROMPT)).span.reused == 0
+
+
 def test_a_rejected_draft_is_not_shared() -> None:
     verifier, engine = make_verifier()
     first = opening("a", PROMPT[:30], max_tokens=20)

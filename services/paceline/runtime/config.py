@@ -75,6 +75,8 @@ class TargetConfig(Worker):
     engine: EngineConfig = EngineConfig()
     step_tokens: int = Field(256, ge=2)
     """Tokens of one step at most; longer prompts are prefilled in chunks."""
+    share_prefixes: bool = True
+    """Whether sessions of a tenant start on what others computed of the same tokens; benches of prefill want it off."""
     max_draft_tokens: int = Field(32, ge=0, le=64)
     """Draft tokens of one round that are verified at most."""
 

@@ -29,6 +29,7 @@ def verifier_for(config: TargetConfig, loaded: LoadedEngine, incarnation: str) -
         step_tokens=config.step_tokens,
         max_draft_tokens=config.max_draft_tokens,
         session_ttl_s=config.session_ttl_s,
+        share_prefixes=config.share_prefixes,
     )
     engine = loaded.engine
     return Verifier(engine, engine.info, limits=limits, incarnation=incarnation, detokenizer=codec.detokenizer)

@@ -43,6 +43,7 @@ class Limits:
     step_tokens: int = 256
     max_draft_tokens: int = 32
     session_ttl_s: float = 300.0
+    share_prefixes: bool = True  # False: every session computes all of its tokens
 
     def __post_init__(self) -> None:
         if self.step_tokens < MIN_STEP_TOKENS:
@@ -195,7 +196,7 @@ class SessionTable:
             max_len=need,
             tenant=opening.tenant,
             kept=min(held.kv_prefix(tokens), reusable_kv(opening)) if held else 0,
-            share=not wants_prompt_logprobs(opening),
+            share=self._limits.share_prefixes and not wants_prompt_logprobs(opening),
             in_step=pinned,
         )
         kv_len = self._kv.admit(request)
