@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import NOTHING, Row, probabilities, sample, shaped
@@ -45,8 +45,9 @@ options = st.fixed_dictionaries(
 texts = st.lists(st.integers(0, 5), max_size=9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(options, st.lists(st.integers(0, 5), min_size=1, max_size=6), texts, st.integers(0, 9), st.integers(0, 99))
+@example({"presence_penalty": 0.7, "frequency_penalty": -0.5}, [0], [0], 0, 13)  # 0.7 must not be rounded by itself
 def test_every_row_is_the_reference_however_its_tokens_came(
     given_: dict[str, Any], prompt: list[int], output: list[int], cut: int, seed: int
 ) -> None:

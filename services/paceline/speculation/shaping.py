@@ -204,7 +204,7 @@ class Shaping:
             picked = torch.where(picked > 0, picked / penalty, picked * penalty)
         if self._additive:
             times = torch.frombuffer(counts, dtype=torch.int64).to(out.device, torch.float64)
-            amount = times * self.params.frequency_penalty + (times > 0) * self.params.presence_penalty
+            amount = times * self.params.frequency_penalty + times.clamp(max=1) * self.params.presence_penalty
             picked = picked - amount.to(torch.float32)
         out[index] = picked
 
