@@ -43,7 +43,7 @@ class Row:
     @property
     def cut(self) -> bool:
         """Whether top-k, top-p or min-p leaves some tokens out."""
-        return self.params.top_k > 0 or self.params.top_p < 1 or self.params.min_p > 0
+        return _cuts(self.params)
 
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -112,9 +112,11 @@ def survivors(logits: Tensor, params: SamplingParams) -> Tensor:
 
 def likeliest(logits: Tensor, params: SamplingParams, most: int) -> Tensor:
     """The first ``most`` of the survivors, without sorting more of the vocabulary than that takes; int64 [n]."""
-    if params.top_p == 1 and params.top_k == 0:
-        params = replace(params, top_k=most)
-    return survivors(logits, params)[:most]
+    if _cuts(params):
+        return survivors(logits, params)[:most]
+    scaled = logits.to(torch.float32) / params.temperature
+    least = torch.topk(scaled, min(most, scaled.shape[0]), sorted=False).values.amin()
+    return _sorted_above(scaled, least)[:most]
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -130,9 +132,15 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.greedy:
         out[int(_lowest_argmax(logits[None])[0])] = 1.0
         return out
+    if not _cuts(params):
+        return torch.softmax(logits.to(torch.float64) / params.temperature, dim=0)
     tokens = survivors(logits, params)
     out[tokens] = torch.softmax(logits[tokens].to(torch.float64) / params.temperature, dim=0)
     return out
+
+
+def _cuts(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
 
 
 def require_finite(peak: Tensor) -> None:
