@@ -26,7 +26,8 @@ LENGTH = 5  # tokens of an answer, at most
 K = 2
 END = -1  # in place of tokens after the answer's end
 PROMPT = (1, 2, 0)
-BATCH = 400  # sessions at once
+BATCH = 256  # sessions at once
+CHOICES = 64  # of one seed
 PAGE = 64  # KV positions a session takes up at least
 TABLE = FakeOptions(seed=5, order=1, vocab_size=VOCABULARY, spread=1.0, eos=0)
 DRAFT_QUALITY = 0.5  # about two drafts in three are accepted
@@ -53,6 +54,9 @@ class NoRepeats:
         before = (self._last, *drafts)
         return next((i for i, token in enumerate(drafts) if token == before[i]), len(drafts))
 
+    def forced(self, following: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
     def commit(self, tokens: Sequence[int]) -> None:
         self._last = tokens[-1]
 
@@ -64,7 +68,6 @@ class Case:
     name: str
     params: SamplingParams
     grammar: MakeGrammar | None = None
-    by_choice: bool = False  # one seed, a choice per answer; else a seed per answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def drafter(kind: type[ModelDrafter] = ModelDrafter) -> ModelDrafter:
 
 
 def answers(case: Case, count: int, engine: FakeEngine, proposer: Drafter) -> Iterator[list[Answer]]:
-    """Answers under so many seeds, in batches."""
+    """So many answers, each under a seed and choice of its own, in batches."""
     limits = Limits(max_sessions=BATCH, max_queue=BATCH, step_tokens=BATCH * (K + len(PROMPT) + 2), max_draft_tokens=K)
     verifier = Verifier(engine, engine.info, limits=limits, incarnation="bench", detokenizer=_Silent)
     for start in range(0, count, BATCH):
@@ -139,10 +142,9 @@ class _Batch:
         self.going: dict[str, DraftSession] = {}
         self.done: list[Answer] = []
         for number in numbers:
-            params = case.params if case.by_choice else replace(case.params, seed=number)
-            opening = SessionOpen(
-                f"s{number}", 1, "r", PROMPT, len(PROMPT), params, choice=number if case.by_choice else 0
-            )
+            if number % CHOICES == 0 or number == numbers.start:
+                params = replace(case.params, seed=number // CHOICES)
+            opening = SessionOpen(f"s{number}", 1, "r", PROMPT, len(PROMPT), params, choice=number % CHOICES)
             verifier.open(opening, 0.0, case.grammar(()) if case.grammar else None)
             session = self.going[opening.session_id] = DraftSession.opened(opening, proposer.name)
             proposer.open(session)

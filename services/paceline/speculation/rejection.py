@@ -113,7 +113,8 @@ def judge(logits: Tensor, rows: Sequence[Row]) -> list[int]:
                 left.append(rest)
     if rejected:
         noise = noise_of([rows[i] for i in rejected], logits.device, STREAM_RECOVERY)
-        drawn = race(torch.log(torch.stack(left)), torch.ones(len(rejected), dtype=torch.float64), noise)
+        weights = torch.log(torch.stack(left))
+        drawn = race(weights, torch.ones_like(weights[:, 0]), noise)
         for i, token in zip(rejected, drawn.tolist(), strict=True):
             out[i] = token
     return out
