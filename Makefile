@@ -54,6 +54,9 @@ bench: install ## print every figure the README quotes
 	$(BIN)/python -m bench.distribution --check
 	$(BIN)/python -m bench.exact --check
 	$(BIN)/python -m bench.quick --check
+	$(BIN)/python -m bench.peers --check
+	$(BIN)/python -m bench.deterministic --check
+	$(BIN)/python -m bench.memory --check
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

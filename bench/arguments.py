@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+COMPUTE_PROMPTS = "target.share_prefixes=false"
+"""A setting for benches that ask the same prompt again and mean to see it computed again."""
 PROMPTS = Path(__file__).parent / "prompts"
 
 

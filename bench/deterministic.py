@@ -19,7 +19,7 @@ from paceline.router.router import Router
 from paceline.runtime.cluster_spec import ClusterSpec
 from paceline.speculation.params import SpeculationParams
 
-from bench.arguments import mixed, parser
+from bench.arguments import COMPUTE_PROMPTS, mixed, parser
 from bench.harness import OFF, Answer, answers, cluster, differing_tokens, fixed
 
 PATIENT = {"draft_deadline_ms": 10_000.0, "verify_deadline_ms": 60_000.0}
@@ -56,7 +56,11 @@ async def run_mode(arguments: Namespace, *, deterministic: bool) -> tuple[int, i
     mode = "deterministic" if deterministic else "other mode"
     for settings in by_cluster():
         flag = str(deterministic).lower()
-        changes = (f"target.step_tokens={settings[0].step_tokens}", f"target.engine.deterministic={flag}")
+        changes = (
+            f"target.step_tokens={settings[0].step_tokens}",
+            f"target.engine.deterministic={flag}",
+            COMPUTE_PROMPTS,
+        )
         spec = ClusterSpec(
             model=arguments.model, draft_model="none", dtype="bfloat16", threads=arguments.threads, settings=changes
         )

@@ -18,7 +18,7 @@ from paceline.router.requests import SamplingRequest
 from paceline.runtime.cluster_spec import ClusterSpec
 from paceline.speculation.params import SpeculationParams
 
-from bench.arguments import mixed, parser
+from bench.arguments import COMPUTE_PROMPTS, mixed, parser
 from bench.harness import OFF, Answer, answers, cluster, differing_tokens, first_difference, fixed
 from bench.progress import progress
 from bench.reference import Reference
@@ -40,7 +40,13 @@ def references(reference: Reference, ours: Sequence[Answer], tokens: int) -> Ite
 async def against_reference(arguments: Namespace) -> bool:
     """Part (a)."""
     texts = mixed(arguments.prompts)
-    spec = ClusterSpec(model=arguments.model, draft_model="none", dtype="float32", threads=arguments.threads)
+    spec = ClusterSpec(
+        model=arguments.model,
+        draft_model="none",
+        dtype="float32",
+        threads=arguments.threads,
+        settings=(COMPUTE_PROMPTS,),
+    )
     sampling = SamplingRequest(temperature=0.0, max_tokens=arguments.tokens)
     async with cluster(spec, **PATIENT) as router:
         ours = await answers(router, texts, sampling, fixed("ngram", 6), concurrency=8, label="(a) ours")
@@ -84,7 +90,11 @@ async def between_settings(arguments: Namespace) -> bool:
     """Part (b)."""
     texts = mixed(arguments.setting_prompts)
     spec = ClusterSpec(
-        model=arguments.model, draft_model=arguments.draft_model, dtype="bfloat16", threads=arguments.threads
+        model=arguments.model,
+        draft_model=arguments.draft_model,
+        dtype="bfloat16",
+        threads=arguments.threads,
+        settings=(COMPUTE_PROMPTS,),
     )
     total = tokens = 0
     async with cluster(spec, **PATIENT) as router:

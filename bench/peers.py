@@ -22,7 +22,7 @@ from paceline.runtime.cluster_spec import ClusterSpec
 from paceline_client import AsyncClient, Speculation
 
 from bench import stats
-from bench.arguments import mixed, parser
+from bench.arguments import COMPUTE_PROMPTS, mixed, parser
 from bench.in_process import InProcess
 from bench.progress import progress
 
@@ -114,10 +114,10 @@ def llama(gguf: str | None, prompts: Sequence[Prompt], arguments: Namespace) -> 
 
 async def measure(arguments: Namespace) -> bool:
     rivals = await InProcess.load(arguments.model, arguments.threads)
-    async with (
-        LocalCluster(ClusterSpec(model=arguments.model, draft_model="none", threads=arguments.threads)) as cluster,
-        AsyncClient(cluster.grpc_address) as client,
-    ):
+    spec = ClusterSpec(
+        model=arguments.model, draft_model="none", threads=arguments.threads, settings=(COMPUTE_PROMPTS,)
+    )
+    async with LocalCluster(spec) as cluster, AsyncClient(cluster.grpc_address) as client:
         prompts = []
         for text in mixed(max(SESSIONS, arguments.prompts)):
             out = await client.generate(messages=[{"role": "user", "content": text}], max_tokens=1, speculation=OFF)

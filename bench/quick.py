@@ -20,7 +20,7 @@ from paceline.runtime.cluster_spec import ClusterSpec
 from paceline_client import AsyncClient, Generation, Speculation
 
 from bench import stats
-from bench.arguments import mixed, parser, prompts
+from bench.arguments import COMPUTE_PROMPTS, mixed, parser, prompts
 from bench.in_process import InProcess
 
 WAYS = {
@@ -183,7 +183,7 @@ async def together(cluster: LocalCluster, client: AsyncClient, texts: Sequence[s
 
 
 async def measure(tokens: int, per_kind: int, model: str, threads: int) -> bool:
-    spec = ClusterSpec(model=model, threads=threads, settings=("router.draft_deadline_ms=1000",))
+    spec = ClusterSpec(model=model, threads=threads, settings=("router.draft_deadline_ms=1000", COMPUTE_PROMPTS))
     rivals = await InProcess.load(model, threads)
     async with LocalCluster(spec) as cluster, AsyncClient(cluster.grpc_address) as client:
         everything = []
