@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from paceline.engine.interface import Slice, StepPlan
+from paceline.engine.native import Kernels
 from paceline.engine.torch_engine import TorchEngine, TorchOptions
 from paceline.speculation.params import SamplingParams
 
@@ -65,12 +66,17 @@ def tiny_model(config: Any, dtype: torch.dtype) -> Any:
         return auto.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
-def tiny_engine(config: Any, dtype: torch.dtype = torch.float32, *, native: bool = True, **options: Any) -> TorchEngine:
-    """An engine over ``tiny_model``; over torch alone if not ``native``."""
+def tiny_engine(
+    config: Any, dtype: torch.dtype = torch.float32, *, native: bool = True, multiplies: bool = True, **options: Any
+) -> TorchEngine:
+    """An engine over ``tiny_model``; over torch alone if not ``native``, with oneDNN's products if not ``multiplies``,
+    as on a processor with matrix units."""
     options = {"kv_tokens": 8192, **options}
     model = tiny_model(config, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACELINE_NATIVE", "1" if native else "0")
+        if not multiplies:
+            patch.setattr(Kernels, "multiplies", False)
         return TorchEngine(model, model_id="tiny", fingerprint="tiny", options=TorchOptions(**options))
 
 

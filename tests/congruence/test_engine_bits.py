@@ -19,14 +19,13 @@ TOKENS = tokens_of(1, LENGTH)
 
 
 KERNELS = ("native", "torch")
+ENGINES = [f"{arch}-{dtype}-{by}" for arch in configs() for dtype in DTYPES for by in KERNELS]
 
 
-@pytest.fixture(
-    scope="module", params=[f"{arch}-{dtype}-{by}" for arch in configs() for dtype in DTYPES for by in KERNELS]
-)
+@pytest.fixture(scope="module", params=[*ENGINES, "llama-bfloat16-mixed", "qwen3-bfloat16-mixed"])
 def engine(request: pytest.FixtureRequest) -> TorchEngine:
     arch, dtype, by = request.param.split("-")
-    return tiny_engine(configs()[arch], DTYPES[dtype], native=by == "native")
+    return tiny_engine(configs()[arch], DTYPES[dtype], native=by != "torch", multiplies=by != "mixed")
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,19 @@ def test_llamas_layers_are_fused(dtype: torch.dtype) -> None:
     assert type(engine._model.lm_head) is (NativeLinear if kernels.multiplies else TiledLinear)
 
 
+def test_fused_layers_take_whatever_products_there_are() -> None:
+    kernels_or_skip(torch.bfloat16)
+    ours = tiny_engine(configs()["llama"], torch.bfloat16)
+    mixed = tiny_engine(configs()["llama"], torch.bfloat16, multiplies=False)
+    assert mixed.info.numerics["matmul"] != "native"
+    assert mixed.info.numerics["fused_layers"] == "2"
+    logits = []
+    for engine in (ours, mixed):
+        assert engine.reserve("a", 100)
+        logits.append(engine.forward(plan(piece("a", 0, tokens_of(1, 90)))).float())
+    assert (logits[0] - logits[1]).std() < 0.02 * logits[0].std()  # bfloat16 rounds at different places
+
+
 def test_a_stack_has_the_bits_of_its_layers() -> None:
     if not kernels_or_skip(torch.bfloat16).multiplies:
         pytest.skip("products are oneDNN's here")

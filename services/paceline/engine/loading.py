@@ -72,6 +72,8 @@ def _load_torch(spec: EngineSpec, local: models.LocalModel, say: models.Progress
         ),
     )
     curve = ", ".join(f"{rows} rows {1e3 * seconds:.0f} ms" for rows, seconds in engine.cost_curve())
+    facts = engine.info.numerics
+    say(f"products: {facts['matmul']}, attention: {facts['attention']}, layers fused: {facts['fused_layers']}")
     say(f"ready: numerics class {engine.info.numerics_class}, a step takes {curve}")
     return engine
 
