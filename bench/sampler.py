@@ -16,7 +16,7 @@ from paceline.engine.loading import EngineSpec, load_engine
 from paceline.engine.torch_engine import TorchEngine
 from paceline.runtime.text import TextCodec
 from paceline.speculation.params import SamplingParams
-from paceline.speculation.sampling import Row, sample
+from paceline.speculation.sampling import Row
 
 from bench import stats
 from bench.arguments import mixed, parser
@@ -73,7 +73,7 @@ def main() -> int:
         for count in (1, 16, 64):
             rows = [Row(params, position) for position in range(count)]
             piece = logits[:count]
-            works = [partial(sample, piece, rows), *(partial(engine.forward, plan) for plan in plans)]
+            works = [partial(engine.sample, piece, rows), *(partial(engine.forward, plan) for plan in plans)]
             drawing, alone, together = stats.interleaved(REPEATS, *works)
             shares = stats.ratio(drawing, alone), stats.ratio(drawing, together)
             millis = [1e3 * seconds for seconds in drawing]

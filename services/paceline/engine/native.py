@@ -91,6 +91,7 @@ class Kernels:
         pointer, long, double = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
         self._norm = _function(library, f"norm_{name}", pointer, pointer, double, pointer, long, long, long)
         self._gate = _function(library, f"gate_{name}", pointer, pointer, long, long, long)
+        self._draw = _function(library, f"draw_{name}", *[pointer] * 4, *[long] * 3)
         self.attend = _function(library, f"attend_{name}", pointer, pointer, pointer)
         self._product = None
         self.layers = None
@@ -127,6 +128,17 @@ class Kernels:
         out = both.new_empty(rows, width)
         self._gate(both.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads())
         return out
+
+    def draw(self, logits: Tensor, places: Tensor, temperatures: Tensor) -> Tensor:
+        """Tokens of rows: logits [R, V]; places int64 [R, 4], see draw.cpp; temperatures float64 [R] → int64 [R]."""
+        rows, vocab = logits.shape
+        assert logits.is_contiguous(), logits.stride()
+        tokens = torch.empty(rows, dtype=torch.int64)
+        self._draw(
+            logits.data_ptr(), places.data_ptr(), temperatures.data_ptr(), tokens.data_ptr(), rows, vocab,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return tokens
 
 
 def pack(weight: Tensor) -> Tensor:

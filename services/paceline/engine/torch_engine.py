@@ -22,6 +22,7 @@ from paceline.engine.batch import KV_BLOCK, Batch, Layout
 from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
 from paceline.engine.kv_store import KVStore
 from paceline.engine.native_attention import NativeAttention
+from paceline.engine.native_draw import NativeDraw
 from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
@@ -79,6 +80,8 @@ class TorchEngine:
         check_tile = max(_PROBE_ROWS, self._layout.row_tile)
         if options.deterministic:
             probe.check_invariance(self._forward, self.scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
+        kernels = self._prepared.kernels
+        self._whole = None if kernels is None else NativeDraw(kernels)
         self._curve: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -114,7 +117,7 @@ class TorchEngine:
         """See Engine. Raises FloatingPointError if the model yields NaN."""
         started = time.perf_counter()
         logits = self.forward(plan)
-        drawn = draw(plan, logits)
+        drawn = draw(plan, logits, self._whole)
         return replace(drawn, duration_s=time.perf_counter() - started)
 
     def forward(self, plan: StepPlan, scratch: probe.Scratch | None = None) -> Tensor:
@@ -129,6 +132,10 @@ class TorchEngine:
     def scratch(self, tokens: int) -> probe.Scratch:
         """A KV store of its own for so many positions, to measure steps on."""
         return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device)
+
+    def sample(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Draw as a step does: see ``sampling.sample``."""
+        return sample(logits, rows, self._whole)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine. Measured at the first call, which also warms the engine up; under two seconds for small models,
@@ -150,7 +157,7 @@ class TorchEngine:
             for _ in range(3 if rows <= tile else 2):  # the first one or two warm up
                 begun = time.perf_counter()
                 logits = self.forward(plan, scratch)
-                sample(logits, [Row(probe.GREEDY, 0)] * rows)
+                self.sample(logits, [Row(probe.GREEDY, 0)] * rows)
                 seconds.append(time.perf_counter() - begun)
             curve.append((rows, min(seconds)))
         return curve

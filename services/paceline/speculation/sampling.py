@@ -11,7 +11,7 @@ A row's token depends on that row alone: every reduction whose rounding could de
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,12 +46,16 @@ class Row:
         return _cuts(self.params)
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+DrawWhole = Callable[[Tensor, Sequence[Row]], Tensor]
+
+
+def sample(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) -> Tensor:
     """Draw one token per row.
 
     Args:
         logits: [R, V], any float type and device.
         rows: R descriptions.
+        whole: draws rows whose vocabulary is neither cut nor shaped, if there is a faster way than this module's.
 
     Returns:
         int64 [R] on the CPU; NOTHING where shaping left no token.
@@ -66,12 +70,25 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         return out
     if any(row.shaping is not None for row in rows):
         return _sample_shaped(logits, rows)
+    if whole is not None:
+        return _split_draw(logits, rows, whole, out)
     greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
     full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
     for indices, draw in ((greedy, _sample_greedy), (cut, _sample_cut), (full, _sample_full)):
         if len(indices) == len(rows):  # the usual case, without a copy of the logits
             return draw(logits, rows)
+        if indices:
+            out[indices] = draw(logits[indices], [rows[i] for i in indices])
+    return out
+
+
+def _split_draw(logits: Tensor, rows: Sequence[Row], whole: DrawWhole, out: Tensor) -> Tensor:
+    cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
+    if not cut:
+        return whole(logits, rows)
+    uncut = sorted(set(range(len(rows))) - set(cut))
+    for indices, draw in ((cut, _sample_cut), (uncut, whole)):
         if indices:
             out[indices] = draw(logits[indices], [rows[i] for i in indices])
     return out
