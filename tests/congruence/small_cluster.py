@@ -53,7 +53,7 @@ async def _target(model: str) -> AsyncIterator[str]:
     description = verifying.describe(verifier, loaded)
     service = target_service.TargetService(verifier, loaded.engine, description, loaded.tokenizer_files)
     server = WorkerServer("127.0.0.1", 0, services=(target_service.SERVICE_NAME,), add=target_service.add_to(service))
-    async with _served(server, service) as address:
+    async with serving(server, service) as address:
         yield address
 
 
@@ -64,12 +64,13 @@ async def _draft(model: str) -> AsyncIterator[str]:
     worker = DraftWorker([each.drafter for each in offered], "model", incarnation="draft-1")
     service = draft_service.DraftService(worker, drafting.describe(config, offered, "draft-1"))
     server = WorkerServer("127.0.0.1", 0, services=(draft_service.SERVICE_NAME,), add=draft_service.add_to(service))
-    async with _served(server, service) as address:
+    async with serving(server, service) as address:
         yield address
 
 
 @asynccontextmanager
-async def _served(server: WorkerServer, service: WorkerService) -> AsyncIterator[str]:
+async def serving(server: WorkerServer, service: WorkerService) -> AsyncIterator[str]:
+    """A service that works and answers; its address."""
     port = await server.start()
     service.start()
     try:

@@ -26,6 +26,8 @@ from paceline.target import assembly as target_assembly
 from paceline.target import service as target_service
 from paceline_client import AsyncClient, InvalidRequestError, Speculation
 
+from tests.congruence.small_cluster import serving
+
 MODEL = "fake:seed=3,spread=2"
 SCHEMA = {
     "type": "object",
@@ -53,13 +55,8 @@ async def target() -> AsyncIterator[str]:
         verifier, loaded.engine, description, loaded.tokenizer_files, compiler=compiler
     )
     server = WorkerServer("127.0.0.1", 0, services=(target_service.SERVICE_NAME,), add=target_service.add_to(service))
-    port = await server.start()
-    service.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await service.stop()
-        await server.stop(0)
+    async with serving(server, service) as address:
+        yield address
 
 
 @contextlib.asynccontextmanager
@@ -69,13 +66,8 @@ async def draft() -> AsyncIterator[str]:
     worker = DraftWorker([each.drafter for each in offered], "ngram", incarnation="d-1")
     service = draft_service.DraftService(worker, draft_assembly.describe(config, offered, "d-1"))
     server = WorkerServer("127.0.0.1", 0, services=(draft_service.SERVICE_NAME,), add=draft_service.add_to(service))
-    port = await server.start()
-    service.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await service.stop()
-        await server.stop(0)
+    async with serving(server, service) as address:
+        yield address
 
 
 @dataclass

@@ -70,25 +70,14 @@ def sample(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) 
         return out
     if any(row.shaping is not None for row in rows):
         return _sample_shaped(logits, rows)
-    if whole is not None:
-        return _split_draw(logits, rows, whole, out)
-    greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
+    greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
-    for indices, draw in ((greedy, _sample_greedy), (cut, _sample_cut), (full, _sample_full)):
+    kinds: list[tuple[list[int], DrawWhole]] = [(cut, _sample_cut)]
+    kinds += [(greedy, _sample_greedy), (full, _sample_full)] if whole is None else [(sorted(greedy + full), whole)]
+    for indices, draw in kinds:
         if len(indices) == len(rows):  # the usual case, without a copy of the logits
             return draw(logits, rows)
-        if indices:
-            out[indices] = draw(logits[indices], [rows[i] for i in indices])
-    return out
-
-
-def _split_draw(logits: Tensor, rows: Sequence[Row], whole: DrawWhole, out: Tensor) -> Tensor:
-    cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
-    if not cut:
-        return whole(logits, rows)
-    uncut = sorted(set(range(len(rows))) - set(cut))
-    for indices, draw in ((cut, _sample_cut), (uncut, whole)):
         if indices:
             out[indices] = draw(logits[indices], [rows[i] for i in indices])
     return out
