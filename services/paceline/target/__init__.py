@@ -9,3 +9,7 @@ session   one session: ledger, answer, KV length      answer    text, and where 
 grammars  compiling grammars before sessions open
 spans     the seam for tracing                        assembly  from a configuration to all of it
 """
+
+from paceline.runtime.compute import wait_briefly
+
+wait_briefly()  # here, since torch is loaded with the modules of this package
