@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paceline.runtime import wire
+from paceline.runtime import wire, wire_sampling
 from paceline.speculation.digest import DIGEST_BYTES
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import (
@@ -150,7 +150,7 @@ verify_tasks = st.builds(VerifyTask, fences, sent, traces)
 verify_results = st.builds(VerifyResult, fences, verdicts() | resyncs, timings)
 
 PAIRS: list[Any] = [
-    pytest.param(samplings, wire.to_sampling, wire.from_sampling, id="sampling"),
+    pytest.param(samplings, wire_sampling.to_sampling, wire_sampling.from_sampling, id="sampling"),
     pytest.param(fences, wire.to_fence, wire.from_fence, id="fence"),
     pytest.param(openings(), wire.to_open, wire.from_open, id="open"),
     pytest.param(timings, wire.to_timing, wire.from_timing, id="timing"),
@@ -199,8 +199,8 @@ def test_no_trace_is_no_message() -> None:
 
 
 def test_unset_sampling_fields_keep_their_defaults() -> None:
-    assert wire.from_sampling(common.SamplingOptions()) == SamplingParams()
-    assert wire.from_sampling(common.SamplingOptions(temperature=0)).greedy
+    assert wire_sampling.from_sampling(common.SamplingOptions()) == SamplingParams()
+    assert wire_sampling.from_sampling(common.SamplingOptions(temperature=0)).greedy
 
 
 FENCE = common.Fence(session_id="s", prefix_digest=b"12345678")
@@ -221,8 +221,8 @@ def verdict(**fields: Any) -> target.VerifyResult:
         (wire.from_resync, common.Resync(), "resync.reason"),
         (wire.from_resync, common.Resync(reason=99), "resync.reason"),  # type: ignore[arg-type]
         (wire.from_finish, common.Finish(), "finish.reason"),
-        (wire.from_sampling, common.SamplingOptions(verification_mode=99), "verification_mode"),  # type: ignore[arg-type]
-        (wire.from_sampling, common.SamplingOptions(temperature=float("nan")), "temperature"),
+        (wire_sampling.from_sampling, common.SamplingOptions(verification_mode=99), "verification_mode"),  # type: ignore[arg-type]
+        (wire_sampling.from_sampling, common.SamplingOptions(temperature=float("nan")), "temperature"),
         (wire.from_draft_result, draft.DraftResult(fence=FENCE), "outcome"),
         (
             wire.from_draft_result,
@@ -247,6 +247,6 @@ def test_a_message_that_breaks_an_invariant_is_refused_by_field(
 
 
 def test_a_mode_left_open_is_agreement() -> None:
-    assert wire.from_sampling(common.SamplingOptions()).verification_mode is VerificationMode.AGREEMENT
+    assert wire_sampling.from_sampling(common.SamplingOptions()).verification_mode is VerificationMode.AGREEMENT
     rejection = common.SamplingOptions(verification_mode=common.VERIFICATION_MODE_REJECTION)
-    assert wire.from_sampling(rejection).verification_mode is VerificationMode.REJECTION
+    assert wire_sampling.from_sampling(rejection).verification_mode is VerificationMode.REJECTION

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paceline.runtime import wire
+from paceline.runtime import wire_sampling
 from paceline.speculation.drawing import Drawn, draw
 from paceline.speculation.messages import MAX_SUPPORT, Draft, SparseDistribution
 from paceline.speculation.noise import STREAM_ACCEPT, STREAM_DRAFT, STREAM_RECOVERY, STREAM_TARGET, Noise
@@ -102,7 +102,7 @@ def test_what_is_drawn_from_is_what_is_sent(chosen: SamplingParams, vocabulary: 
     drawn = draw(logits, [row])
     (sent,) = drawn.distributions
     assert sent is not None
-    assert wire.from_distributions(wire.to_distributions([sent]), drawn.tokens) == (sent,)
+    assert wire_sampling.from_distributions(wire_sampling.to_distributions([sent]), drawn.tokens) == (sent,)
     assert len(sent.ids) <= MAX_SUPPORT
     exact = probabilities(logits[0], chosen)
     kept = exact[list(sent.ids)]

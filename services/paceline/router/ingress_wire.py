@@ -7,7 +7,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from paceline.router.ingress_context import checked_request_id
 from paceline.router.requests import Committed, Completed, Event, Model, Request, Resume, SamplingRequest, Started
-from paceline.runtime.wire import SAMPLING_FIELDS, biases_of, from_grammar, to_finish, to_logprobs
+from paceline.runtime.wire import to_finish
+from paceline.runtime.wire_sampling import SAMPLING_FIELDS, biases_of, from_grammar, to_logprobs
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import TokenSource as Source
 from paceline.speculation.messages import Trace

@@ -1,18 +1,22 @@
-"""Protobuf ↔ the nouns of ``speculation.messages``. The only place that knows both.
+"""Protobuf ↔ the nouns of ``speculation.messages``. With ``wire_sampling``, the only place that knows both.
 
 ``from_*`` functions raise InvalidRequest naming the field when a message breaks a noun's invariant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from enum import IntEnum
-from typing import TypeVar
-
+from paceline.runtime.wire_sampling import (
+    from_distributions,
+    from_logprobs,
+    from_sampling,
+    member,
+    require,
+    to_distributions,
+    to_logprobs,
+    to_sampling,
+)
 from paceline.speculation.digest import DIGEST_BYTES
-from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import (
-    MAX_SUPPORT,
     DraftResult,
     DraftTask,
     Fence,
@@ -22,137 +26,17 @@ from paceline.speculation.messages import (
     Resync,
     ResyncReason,
     SessionOpen,
-    SparseDistribution,
     StepReport,
     Timing,
-    TokenLogprobs,
     TokenSource,
     Trace,
     Verdict,
     VerifyResult,
     VerifyTask,
 )
-from paceline.speculation.params import Grammar, GrammarKind, SamplingParams, VerificationMode
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as draft
 from paceline.v1 import target_pb2 as target
-
-EnumT = TypeVar("EnumT", bound=IntEnum)
-
-SUM_TOLERANCE = 1e-3
-
-# Options that are one optional value on the wire and here.
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "seed",
-    "max_tokens",
-    "ignore_eos",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "min_tokens",
-    "logprobs",
-    "prompt_logprobs",
-    "relaxed_acceptance",
-)
-
-
-def _member(kind: type[EnumT], value: int, field: str) -> EnumT:
-    try:
-        return kind(value)
-    except ValueError as error:
-        expected = "one of " + ", ".join(f"{member.value} ({member.name.lower()})" for member in kind)
-        raise InvalidRequest(field, expected=expected, got=value) from error
-
-
-def _require(holds: bool, field: str, expected: str, got: object) -> None:
-    if not holds:
-        raise InvalidRequest(field, expected=expected, got=got)
-
-
-def to_sampling(params: SamplingParams) -> common.SamplingOptions:
-    return common.SamplingOptions(
-        **{name: getattr(params, name) for name in SAMPLING_FIELDS},
-        stop=params.stop,
-        stop_token_ids=params.stop_token_ids,
-        logit_bias=dict(params.logit_bias),
-        bad_words=[common.TokenSequence(ids=word) for word in params.bad_words],
-        grammar=to_grammar(params.grammar),
-        verification_mode=int(params.verification_mode),  # type: ignore[arg-type]
-    )
-
-
-def from_sampling(message: common.SamplingOptions) -> SamplingParams:
-    """Fields that are unset keep SamplingParams' defaults; resolving them otherwise is the caller's business."""
-    given = {name: getattr(message, name) for name in SAMPLING_FIELDS if message.HasField(name)}
-    mode = message.verification_mode
-    return SamplingParams(
-        **given,
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        logit_bias=biases_of(message.logit_bias),
-        bad_words=tuple(tuple(word.ids) for word in message.bad_words),
-        grammar=from_grammar(message.grammar),
-        verification_mode=_member(VerificationMode, mode, "verification_mode") if mode else VerificationMode.AGREEMENT,
-    )
-
-
-def biases_of(biases: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """In the order of token ids: protobuf's maps have none."""
-    return tuple(sorted(biases.items()))
-
-
-def to_grammar(grammar: Grammar | None) -> common.Grammar | None:
-    return None if grammar is None else common.Grammar(**{grammar.kind.value: grammar.source})
-
-
-def from_grammar(message: common.Grammar) -> Grammar | None:
-    kind = message.WhichOneof("kind")
-    return None if kind is None else Grammar(GrammarKind(kind), getattr(message, kind))
-
-
-def to_distributions(distributions: Sequence[SparseDistribution]) -> list[common.SparseDistribution]:
-    return [common.SparseDistribution(ids=each.ids, probabilities=each.probabilities) for each in distributions]
-
-
-def from_distributions(
-    messages: Sequence[common.SparseDistribution], tokens: Sequence[int]
-) -> tuple[SparseDistribution, ...]:
-    """One for each token, or none at all."""
-    fits = not messages or len(messages) == len(tokens)
-    _require(fits, "distributions", f"{len(tokens)}, one per token, or none", len(messages))
-    return tuple(_distribution(message, token) for message, token in zip(messages, tokens, strict=False))
-
-
-def _distribution(message: common.SparseDistribution, token: int) -> SparseDistribution:
-    ids, probabilities = tuple(message.ids), tuple(message.probabilities)
-    count = len(ids)
-    _require(0 < count <= MAX_SUPPORT, "distributions.ids", f"1 to {MAX_SUPPORT} tokens", count)
-    _require(len(set(ids)) == count, "distributions.ids", "each token once", ids)
-    _require(token in ids, "distributions.ids", f"the token drawn, {token}, among them", ids)
-    _require(len(probabilities) == count, "distributions.probabilities", f"{count}", len(probabilities))
-    proper = all(0 < p <= 1 for p in probabilities) and abs(sum(probabilities) - 1) < SUM_TOLERANCE
-    _require(proper, "distributions.probabilities", "positive numbers that sum to 1", sum(probabilities))
-    return SparseDistribution(ids, probabilities)
-
-
-def to_logprobs(logprobs: Sequence[TokenLogprobs]) -> list[common.TokenLogprobs]:
-    return [
-        common.TokenLogprobs(logprob=each.logprob, rank=each.rank, top_ids=each.top_ids, top_logprobs=each.top_logprobs)
-        for each in logprobs
-    ]
-
-
-def from_logprobs(messages: Sequence[common.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
-    for message in messages:
-        count = len(message.top_ids)
-        _require(len(message.top_logprobs) == count, "logprobs.top_logprobs", f"{count}", len(message.top_logprobs))
-    return tuple(
-        TokenLogprobs(each.logprob, each.rank, tuple(each.top_ids), tuple(each.top_logprobs)) for each in messages
-    )
 
 
 def to_trace(trace: Trace) -> common.TraceContext | None:
@@ -177,9 +61,9 @@ def to_fence(fence: Fence) -> common.Fence:
 
 
 def from_fence(message: common.Fence) -> Fence:
-    _require(bool(message.session_id), "fence.session_id", "a session id", "")
+    require(bool(message.session_id), "fence.session_id", "a session id", "")
     digest = message.prefix_digest
-    _require(len(digest) == DIGEST_BYTES, "fence.prefix_digest", f"{DIGEST_BYTES} bytes", digest)
+    require(len(digest) == DIGEST_BYTES, "fence.prefix_digest", f"{DIGEST_BYTES} bytes", digest)
     return Fence(
         session_id=message.session_id,
         incarnation=message.incarnation,
@@ -209,8 +93,8 @@ def to_open(opening: SessionOpen) -> common.SessionOpen:
 
 def from_open(message: common.SessionOpen) -> SessionOpen:
     count = len(message.tokens)
-    _require(bool(message.session_id), "session_id", "a session id", "")
-    _require(0 < message.prompt_len <= count, "prompt_len", f"1 to {count}, the number of tokens", message.prompt_len)
+    require(bool(message.session_id), "session_id", "a session id", "")
+    require(0 < message.prompt_len <= count, "prompt_len", f"1 to {count}, the number of tokens", message.prompt_len)
     return SessionOpen(
         session_id=message.session_id,
         lease_epoch=message.lease_epoch,
@@ -240,7 +124,7 @@ def to_resync(resync: Resync) -> common.Resync:
 
 
 def from_resync(message: common.Resync) -> Resync:
-    return Resync(_member(ResyncReason, message.reason, "resync.reason"), message.known_len)
+    return Resync(member(ResyncReason, message.reason, "resync.reason"), message.known_len)
 
 
 def to_draft_task(task: DraftTask) -> draft.DraftTask:
@@ -281,7 +165,7 @@ def to_draft_result(result: DraftResult) -> draft.DraftResult:
 
 def from_draft_result(message: draft.DraftResult) -> DraftResult:
     kind = message.WhichOneof("outcome")
-    _require(kind is not None, "outcome", "a proposal or a resync", kind)
+    require(kind is not None, "outcome", "a proposal or a resync", kind)
     outcome = from_resync(message.resync) if kind == "resync" else _proposal(message.proposal)
     return DraftResult(from_fence(message.fence), outcome, from_timing(message.timing))
 
@@ -289,7 +173,7 @@ def from_draft_result(message: draft.DraftResult) -> DraftResult:
 def _proposal(message: draft.DraftProposal) -> Proposal:
     tokens, confidence = tuple(message.tokens), tuple(message.confidence)
     fits = not confidence or len(confidence) == len(tokens)
-    _require(fits, "proposal.confidence", f"{len(tokens)} values, one per token, or none", len(confidence))
+    require(fits, "proposal.confidence", f"{len(tokens)} values, one per token, or none", len(confidence))
     distributions = from_distributions(message.distributions, tokens)
     return Proposal(tokens, message.drafter, message.proposer_model_id, confidence, distributions)
 
@@ -322,7 +206,7 @@ def to_finish(finish: Finish) -> common.Finish:
 
 def from_finish(message: common.Finish) -> Finish:
     return Finish(
-        _member(FinishReason, message.reason, "finish.reason"),
+        member(FinishReason, message.reason, "finish.reason"),
         message.stop_token_id if message.HasField("stop_token_id") else None,
         message.stop_string if message.HasField("stop_string") else None,
     )
@@ -353,20 +237,20 @@ def to_verify_result(result: VerifyResult) -> target.VerifyResult:
 
 def from_verify_result(message: target.VerifyResult) -> VerifyResult:
     kind = message.WhichOneof("outcome")
-    _require(kind is not None, "outcome", "a verdict or a resync", kind)
+    require(kind is not None, "outcome", "a verdict or a resync", kind)
     outcome = from_resync(message.resync) if kind == "resync" else _verdict(message.verdict)
     return VerifyResult(from_fence(message.fence), outcome, from_timing(message.timing))
 
 
 def _verdict(message: target.Verdict) -> Verdict:
-    sources = tuple(_member(TokenSource, source, "verdict.sources") for source in message.sources)
+    sources = tuple(member(TokenSource, source, "verdict.sources") for source in message.sources)
     count, most = len(message.tokens), message.verify_len
-    _require(len(sources) == count, "verdict.sources", f"{count}, one per token", len(sources))
+    require(len(sources) == count, "verdict.sources", f"{count}, one per token", len(sources))
     ordered = all(source is TokenSource.ACCEPTED for source in sources[:-1])
-    _require(ordered, "verdict.sources", "accepted before the last", sources)
-    _require(message.accepted <= most, "verdict.accepted", f"at most verify_len, {most}", message.accepted)
+    require(ordered, "verdict.sources", "accepted before the last", sources)
+    require(message.accepted <= most, "verdict.accepted", f"at most verify_len, {most}", message.accepted)
     reported = len(message.logprobs)
-    _require(reported in (0, count), "verdict.logprobs", f"{count}, one per token, or none", reported)
+    require(reported in (0, count), "verdict.logprobs", f"{count}, one per token, or none", reported)
     return Verdict(
         tokens=tuple(message.tokens),
         sources=sources,
