@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,31 +16,25 @@ from paceline.drafters.model import ModelDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
 from paceline.engine.grammar import Grammars, grammars_of
-from paceline.runtime.text import TextCodec
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.messages import (
-    EMPTY_PROPOSAL,
     Fence,
     Finish,
     FinishReason,
     Proposal,
-    Resync,
-    ResyncReason,
     SessionOpen,
     Verdict,
     VerifyTask,
 )
 from paceline.speculation.params import Grammar, GrammarKind, SamplingParams, VerificationMode
 from paceline.speculation.sampling import Row, sample
-from paceline.target.sessions import Limits
-from paceline.target.verifier import Verifier
 
+from tests.congruence.answer_kit import Run
 from tests.unit.draft_kit import RecordingEngine
 
 TABLE = FakeOptions(seed=4, order=2, spread=2.0, eos=0.2)
 EOS = TABLE.eos_token_id
 PROMPT = tuple(b'say it as {"rider": "ada", "places": [1, 2, 3]}, say it again: ')
-CODEC = TextCodec(fake_tokenizer_files())
 LENGTH = 60
 DRAFTERS = ("off", "ngram", "model", "free model")
 
@@ -112,77 +106,10 @@ def plain(grammar: str, options: str) -> tuple[tuple[int, ...], bool]:
     return tuple(output), False
 
 
-@dataclass
-class Run:
-    """One answer by verifiers and a drafter, round by round."""
-
-    params: SamplingParams
-    drafter: Drafter | None
-    k: int
-    step_tokens: int = 64
-    output: list[int] = field(default_factory=list)
-    verified: int = 0
-    accepted: int = 0
-    finish: Finish | None = None
-    dead_end: bool = False
-    rounds: int = 0
-    epoch: int = 0
-
-    def __post_init__(self) -> None:
-        self.move()
-        self.session = DraftSession.opened(self.opening, "")
-        if self.drafter is not None:
-            self.drafter.open(self.session)
-
-    def move(self) -> None:
-        """The verifier, if there was one, is lost: another goes on from the tokens."""
-        self.epoch += 1
-        tokens = (*PROMPT, *self.output)
-        self.opening = SessionOpen("s", self.epoch, "r", tokens, len(PROMPT), self.params)
-        self.engine = FakeEngine(TABLE, sleep=None)
-        limits = Limits(step_tokens=self.step_tokens)
-        self.verifier = Verifier(
-            self.engine, self.engine.info, limits=limits, incarnation="i", detokenizer=CODEC.detokenizer
-        )
-        assert self.params.grammar is not None
-        self.verifier.open(self.opening, 0.0, grammars().state(self.params.grammar, self.output))
-
-    def round(self) -> None:
-        self.rounds += 1
-        proposal = EMPTY_PROPOSAL
-        if self.drafter is not None:
-            (proposal,) = self.drafter.propose([Ask("s", len(PROMPT) + len(self.output), self.k)])
-        tokens = (*PROMPT, *self.output)
-        fence = Fence("s", "i", self.epoch, self.rounds, len(tokens), PrefixDigest(tokens).value)
-        assert self.verifier.submit("r", VerifyTask(fence, proposal), 0.0) is None
-        answer = None
-        while answer is None:
-            plan = self.verifier.plan(0.0)
-            assert plan is not None
-            served = self.verifier.complete(plan, self.engine.step(plan), 0.0)
-            self.verifier.check_integrity()
-            answer = served[0].result
-        if isinstance(answer.outcome, Resync):
-            assert answer.outcome.reason is ResyncReason.DEAD_END
-            self.dead_end = True
-        else:
-            self.take(answer.outcome)
-
-    def take(self, verdict: Verdict) -> None:
-        self.output += verdict.tokens
-        self.session.tokens.extend(verdict.tokens)
-        self.session.digest.extend(verdict.tokens)
-        self.verified += verdict.verify_len
-        self.accepted += verdict.accepted
-        self.finish = verdict.finish
-
-    def all(self, *, move_after: int | None = None) -> tuple[int, ...]:
-        while self.finish is None and not self.dead_end:
-            self.round()
-            if move_after is not None and len(self.output) >= move_after and self.finish is None:
-                self.move()
-                move_after = None
-        return tuple(self.output)
+def run_of(params: SamplingParams, drafter: Drafter | None, k: int, **options: Any) -> Run:
+    """An answer under a grammar."""
+    opening = SessionOpen("s", 1, "r", PROMPT, len(PROMPT), params)
+    return Run(TABLE, opening, drafter, k, grammars=grammars(), **options)
 
 
 def drafter_of(name: str) -> Drafter | None:
@@ -203,7 +130,7 @@ def test_no_drafter_and_no_k_changes_a_token(grammar: str, options: str) -> None
     expected, dead_end = plain(grammar, options)
     for drafter in DRAFTERS:
         for k in (1, 4, 8) if drafter != "off" else (0,):
-            run = Run(sampling_of(grammar, options), drafter_of(drafter), k, step_tokens=5 if k == 8 else 64)
+            run = run_of(sampling_of(grammar, options), drafter_of(drafter), k, step_tokens=5 if k == 8 else 64)
             assert run.all() == expected, (drafter, k)
             assert run.dead_end == dead_end, (drafter, k)
 
@@ -213,7 +140,7 @@ def test_no_drafter_and_no_k_changes_a_token(grammar: str, options: str) -> None
 def test_no_move_changes_a_token(grammar: str, drafter: str) -> None:
     expected, _ = plain(grammar, "sampled")
     for move_after in range(1, len(expected), 9):
-        run = Run(sampling_of(grammar, "sampled"), drafter_of(drafter), 4)
+        run = run_of(sampling_of(grammar, "sampled"), drafter_of(drafter), 4)
         assert run.all(move_after=move_after) == expected, move_after
 
 
@@ -234,7 +161,7 @@ def test_rejected_in_place_answers_are_what_their_grammar_says(drafter: str) -> 
     accepted = 0
     for seed in range(8):
         params = replace(sampling_of("regex", "sampled"), seed=seed, verification_mode=VerificationMode.REJECTION)
-        run = Run(params, drafter_of(drafter), 4)
+        run = run_of(params, drafter_of(drafter), 4)
         tokens = run.all()
         assert tokens[-1] == EOS
         assert re.fullmatch(GRAMMARS["regex"].source, bytes(tokens[:-1]).decode())
@@ -243,7 +170,7 @@ def test_rejected_in_place_answers_are_what_their_grammar_says(drafter: str) -> 
 
 
 def test_a_limit_inside_the_grammar_ends_the_answer_there() -> None:
-    run = Run(sampling_of("schema", "short"), drafter_of("model"), 8)
+    run = run_of(sampling_of("schema", "short"), drafter_of("model"), 8)
     assert len(run.all()) == 9
     assert run.finish == Finish(FinishReason.LENGTH)
     full, _ = plain("schema", "sampled")
@@ -252,7 +179,7 @@ def test_a_limit_inside_the_grammar_ends_the_answer_there() -> None:
 
 def test_min_tokens_beyond_what_the_grammar_has_is_a_dead_end() -> None:
     params = SamplingParams(max_tokens=20, min_tokens=10, grammar=Grammar(GrammarKind.REGEX, "abc"))
-    run = Run(params, drafter_of("model"), 4)
+    run = run_of(params, drafter_of("model"), 4)
     assert run.all() == tuple(b"abc")
     assert run.dead_end
 
@@ -260,7 +187,7 @@ def test_min_tokens_beyond_what_the_grammar_has_is_a_dead_end() -> None:
 def test_a_drafter_that_knows_the_grammar_is_right_more_often_and_nothing_forbidden_is_verified() -> None:
     rates = {}
     for name in ("model", "free model"):
-        runs = [Run(replace(sampling_of("schema", "sampled"), seed=seed), drafter_of(name), 4) for seed in range(6)]
+        runs = [run_of(replace(sampling_of("schema", "sampled"), seed=seed), drafter_of(name), 4) for seed in range(6)]
         for run in runs:
             run.all()
         rates[name] = sum(run.accepted for run in runs) / sum(run.rounds for run in runs)
@@ -275,14 +202,14 @@ def test_what_a_grammar_forces_is_drafted_without_asking_the_model() -> None:
     (proposal,) = drafter.propose([Ask("s", len(PROMPT), 16)])
     assert re.fullmatch("place: (first of |second of)", bytes(proposal.tokens).decode())
     assert len(engine.plans) == 1, "one choice was the model's"
-    run = Run(params, drafter_of("model"), 20)
+    run = run_of(params, drafter_of("model"), 20)
     run.all()
     assert run.accepted >= len(run.output) - run.rounds
 
 
 def test_drafts_that_break_the_grammar_are_cut_before_they_are_verified() -> None:
-    run = Run(SamplingParams(max_tokens=9, grammar=Grammar(GrammarKind.REGEX, "abc+d")), None, 0, step_tokens=256)
-    fence = Fence("s", "i", 1, 1, len(PROMPT), PrefixDigest(PROMPT).value)
+    run = run_of(SamplingParams(max_tokens=9, grammar=Grammar(GrammarKind.REGEX, "abc+d")), None, 0, step_tokens=256)
+    fence = Fence("s", "i", run.opening.lease_epoch, 1, len(PROMPT), PrefixDigest(PROMPT).value)
     run.verifier.submit("r", VerifyTask(fence, Proposal(tuple(b"abxcd"))), 0.0)
     plan = run.verifier.plan(0.0)
     assert plan is not None

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from paceline.drafters.interface import Ask, Drafter, DraftSession
+from paceline.drafters.interface import Drafter
 from paceline.drafters.model import ModelDrafter
 from paceline.drafters.ngram import NgramDrafter
-from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
-from paceline.runtime.text import TextCodec
-from paceline.speculation.digest import PrefixDigest
+from paceline.engine.fake import FakeEngine, FakeOptions
 from paceline.speculation.messages import (
-    Fence,
-    Finish,
-    Proposal,
-    Resync,
-    ResyncReason,
     SessionOpen,
-    TokenLogprobs,
-    Verdict,
-    VerifyTask,
 )
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import Row, sample
-from paceline.target.sessions import Limits
-from paceline.target.verifier import Verifier
 
+from tests.congruence.answer_kit import Run
 from tests.unit.shaping_reference import shaped_slowly
 
 TABLE = FakeOptions(seed=2, order=1, spread=0.8, eos=0.05)
 EOS = TABLE.eos_token_id
 PROMPT = tuple(b"once upon a time, upon a hill")
-CODEC = TextCodec(fake_tokenizer_files())
 LENGTH = 40
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -74,79 +62,6 @@ def plain(name: str, temperature: float) -> tuple[int, ...]:
     return tuple(output)
 
 
-@dataclass
-class Run:
-    """One answer by a verifier and a drafter, round by round, with what the verdicts said."""
-
-    opening: SessionOpen
-    drafter: Drafter | None
-    k: int
-    step_tokens: int = 64
-    output: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    accepted: int = 0
-    finish: Finish | None = None
-    dead_end: bool = False
-    round_id: int = 0
-
-    def __post_init__(self) -> None:
-        self.move()
-        self.session = DraftSession.opened(self.opening, "")
-        if self.drafter is not None:
-            self.drafter.open(self.session)
-
-    def move(self) -> None:
-        """The verifier is lost: another goes on from the tokens."""
-        opening = replace(self.opening, tokens=(*PROMPT, *self.output), lease_epoch=self.opening.lease_epoch + 1)
-        self.opening, self.engine = opening, FakeEngine(TABLE, sleep=None)
-        limits = Limits(step_tokens=self.step_tokens)
-        self.verifier = Verifier(
-            self.engine, self.engine.info, limits=limits, incarnation="i", detokenizer=CODEC.detokenizer
-        )
-        self.verifier.open(opening, 0.0)
-
-    def draft(self) -> tuple[int, ...]:
-        if self.drafter is None or not self.k:
-            return ()
-        return self.drafter.propose([Ask("s", len(PROMPT) + len(self.output), self.k)])[0].tokens
-
-    def round(self) -> None:
-        self.round_id += 1
-        tokens = (*PROMPT, *self.output)
-        fence = Fence("s", "i", self.opening.lease_epoch, self.round_id, len(tokens), PrefixDigest(tokens).value)
-        assert self.verifier.submit("r", VerifyTask(fence, Proposal(self.draft())), 0.0) is None
-        answer = None
-        while answer is None:
-            plan = self.verifier.plan(0.0)
-            assert plan is not None
-            served = self.verifier.complete(plan, self.engine.step(plan), 0.0)
-            self.verifier.check_integrity()
-            answer = served[0].result
-        if isinstance(answer.outcome, Resync):
-            assert answer.outcome.reason is ResyncReason.DEAD_END
-            self.dead_end = True
-            return
-        self.take(answer.outcome)
-
-    def take(self, verdict: Verdict) -> None:
-        self.output += verdict.tokens
-        self.session.tokens.extend(verdict.tokens)
-        self.session.digest.extend(verdict.tokens)
-        self.logprobs += verdict.logprobs
-        self.prompt_logprobs += verdict.prompt_logprobs
-        self.accepted += verdict.accepted
-        self.finish = verdict.finish
-
-    def all(self, *, move_after: int | None = None) -> tuple[int, ...]:
-        while self.finish is None and not self.dead_end:
-            self.round()
-            if move_after is not None and len(self.output) >= move_after and self.finish is None:
-                self.move()
-                move_after = None
-        return tuple(self.output)
-
-
 def drafter_of(name: str) -> Drafter | None:
     if name == "model":
         return ModelDrafter(FakeEngine(replace(TABLE, quality=0.85), sleep=None))
@@ -158,7 +73,7 @@ def drafter_of(name: str) -> Drafter | None:
 @pytest.mark.parametrize(("drafter", "k"), [("off", 0), ("ngram", 4), ("model", 1), ("model", 4), ("model", 8)])
 def test_an_option_means_the_same_with_drafts_and_without(name: str, drafter: str, k: int, temperature: float) -> None:
     expected = plain(name, temperature)
-    run = Run(opening_of(OPTIONS[name] | {"temperature": temperature}), drafter_of(drafter), k)
+    run = Run(TABLE, opening_of(OPTIONS[name] | {"temperature": temperature}), drafter_of(drafter), k)
     assert run.all() == expected
     assert (run.accepted > 0) == (drafter != "off") or drafter == "ngram"
 
@@ -167,7 +82,7 @@ def test_an_option_means_the_same_with_drafts_and_without(name: str, drafter: st
 @pytest.mark.parametrize("move_after", [1, 7, 13])
 def test_an_option_survives_a_failover(name: str, move_after: int) -> None:
     """Another verifier knows prompt, output and how much of it is which."""
-    run = Run(opening_of(OPTIONS[name]), drafter_of("model"), 4)
+    run = Run(TABLE, opening_of(OPTIONS[name]), drafter_of("model"), 4)
     assert run.all(move_after=move_after) == plain(name, 0.8)
 
 
@@ -186,8 +101,8 @@ def test_min_tokens_and_bad_words_hold() -> None:
 def test_the_model_drafter_needs_the_options_too() -> None:
     """The same drafts without them would agree less often."""
     options = {"repetition_penalty": 2.0, "temperature": 0.8, "ignore_eos": True}
-    with_them = Run(opening_of(options), drafter_of("model"), 4)
-    without = Run(opening_of(options), drafter_of("model"), 4)
+    with_them = Run(TABLE, opening_of(options), drafter_of("model"), 4)
+    without = Run(TABLE, opening_of(options), drafter_of("model"), 4)
     without.session.sampling = replace(without.session.sampling, repetition_penalty=1.0)
     assert with_them.all() == without.all()
     assert with_them.accepted > without.accepted
@@ -200,7 +115,7 @@ def test_options_that_contradict_each_other_end_the_answer_where_they_do(drafter
     others = [token for token in range(TABLE.vocab_size) if token not in {x, y}]
     words = (*((token,) for token in others[64:]), (x, x), (y, y), (x, y, x), (y, x, y))
     stops = {"stop_token_ids": tuple(others[:64]), "min_tokens": LENGTH}
-    run = Run(opening_of({"bad_words": words, "temperature": 0.0, **stops}), drafter_of(drafter), k)
+    run = Run(TABLE, opening_of({"bad_words": words, "temperature": 0.0, **stops}), drafter_of(drafter), k)
     output = run.all()
     assert run.dead_end
     assert sorted(output) == [x, y]
@@ -212,7 +127,7 @@ def test_options_that_contradict_each_other_end_the_answer_where_they_do(drafter
 def test_log_probabilities_are_the_models_own(drafter: str, k: int, step_tokens: int) -> None:
     """Of every committed token and of the prompt, prefilled whole or in chunks: before temperature and options."""
     options = OPTIONS["all"] | {"logprobs": 3, "prompt_logprobs": 2}
-    run = Run(opening_of(options), drafter_of(drafter), k, step_tokens=step_tokens)
+    run = Run(TABLE, opening_of(options), drafter_of(drafter), k, step_tokens=step_tokens)
     output = run.all()
     assert output == plain("all", 0.8)
     text = (*PROMPT, *output)
@@ -231,7 +146,7 @@ def test_log_probabilities_are_the_models_own(drafter: str, k: int, step_tokens:
 
 def test_a_prompts_log_probabilities_come_once() -> None:
     """Not again after a move, but still after one that came before any output."""
-    run = Run(opening_of({"prompt_logprobs": 0}), None, 0)
+    run = Run(TABLE, opening_of({"prompt_logprobs": 0}), None, 0)
     run.move()
     run.all(move_after=5)
     assert len(run.prompt_logprobs) == len(PROMPT) - 1

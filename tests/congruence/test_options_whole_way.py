@@ -14,8 +14,9 @@ from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import Row, sample
 from paceline_client import AsyncClient, InvalidRequestError, Speculation
 
+from tests.congruence.answer_kit import CODEC
 from tests.congruence.small_cluster import small_cluster
-from tests.congruence.test_options import CODEC, EOS, OPTIONS, PROMPT, TABLE
+from tests.congruence.test_options import EOS, OPTIONS, PROMPT, TABLE
 from tests.unit.shaping_reference import shaped_slowly
 
 NAME = f"fake:seed={TABLE.seed},order={TABLE.order},spread={TABLE.spread},eos={TABLE.eos}"
