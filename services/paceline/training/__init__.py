@@ -1,0 +1,1 @@
+"""Training of hidden-state drafters."""
