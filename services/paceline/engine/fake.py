@@ -18,10 +18,11 @@ from torch import Tensor
 
 from paceline.engine import grammar
 from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
-from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, Hidden, KvRequest, Slice, StepPlan, StepResult, Wanted
 from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
+from paceline.engine.taps import require_layers
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import SAMPLER_VERSION
 
@@ -33,6 +34,8 @@ _TEXT = torch.tensor([byte == 32 or 97 <= byte <= 122 for byte in range(VOCAB_SI
 _CACHED_CONTEXTS = 65536
 _NEVER = -1e4  # of no weight at any temperature, but finite: a grammar may leave nothing but the end
 _UNWRITTEN = -1
+LAYERS = 4
+HIDDEN_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,8 @@ class FakeEngine:
             numerics=facts,
             numerics_class=identity[:16],
             kv_tokens=self._table.tokens,
+            layers=LAYERS,
+            hidden_size=HIDDEN_SIZE,
         )
 
     @property
@@ -174,9 +179,13 @@ class FakeEngine:
         self._table.check_integrity()
 
     def step(self, plan: StepPlan) -> StepResult:
-        """See Engine."""
+        """See Engine. Raises InvalidRequest for layers it does not have."""
+        if plan.wanted is not None:
+            require_layers(plan.wanted.layers, LAYERS, "layers")
         logits = self.forward(plan)
         drawn = draw(plan, logits)
+        if plan.wanted is not None:
+            drawn = replace(drawn, hidden=tuple(self._hidden(piece, plan.wanted) for piece in plan.slices))
         duration_s = self._duration(plan)
         if self._sleep is not None and duration_s > 0:
             self._sleep(duration_s)
@@ -200,9 +209,24 @@ class FakeEngine:
         """Logits of the token after ``tokens``, float32 [vocab]: the model itself."""
         return self._logits(tuple(tokens[-self.options.order :]))
 
+    def hidden_state(self, layer: int, tokens: Sequence[int]) -> Tensor:
+        """A layer's output after ``tokens``, bfloat16 [HIDDEN_SIZE]: as the logits, a function of the last few."""
+        digest = self._digest(f"layer {layer}", tuple(tokens[-self.options.order :]))
+        return torch.tensor([byte / 128 - 1 for byte in digest[:HIDDEN_SIZE]], dtype=torch.bfloat16)
+
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine: what ``step_ms`` and ``row_ms`` say."""
         return tuple((rows, (self.options.step_ms + self.options.row_ms * rows) / 1e3) for rows in (1, 16, 32, 64, 128))
+
+    def _hidden(self, piece: Slice, wanted: Wanted) -> Hidden | None:
+        """What a slice of a step that ran is told of its rows' hidden states."""
+        if not piece.hidden:
+            return None
+        tokens = self.held(piece.session_id)
+        ends = range(piece.start + 1, piece.end + 1)
+        rows = [torch.cat([self.hidden_state(layer, tokens[:end]) for layer in wanted.layers]) for end in ends]
+        last = torch.stack([self.hidden_state(LAYERS, tokens[:end]) for end in ends]) if wanted.last else None
+        return Hidden(torch.stack(rows), last)
 
     def _read(self, pages: Sequence[int], start: int, end: int) -> tuple[int, ...]:
         """The tokens at positions start … end - 1 of a page table; all of them must have been written."""

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,17 @@ class FusedLayer(nn.Module):
         return self._kernels.norm(rows, norm.weight, norm.eps)
 
 
+class Taker(Protocol):
+    """Listens to the outputs of some layers; -1 is what the first one is given."""
+
+    @property
+    def wanted(self) -> frozenset[int]: ...
+
+    def take(self, layer: int, states: Tensor) -> None:
+        """A layer's output [rows, width], of which the next layer will not leave a trace."""
+        ...
+
+
 class FusedStack(nn.Module):
     """All layers of a model in one call of the kernels. Computes what they would one by one, to the bit."""
 
@@ -103,6 +114,7 @@ class FusedStack(nn.Module):
         self._decoders = (DecoderArguments * len(arguments))(*arguments)
         self._room = max(_room(each) for each in arguments)
         self._bound: KVStore | None = None
+        self.tapped: Taker | None = None  # who listens to the layers' outputs, if somebody does
 
     def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **options: Any) -> Tensor:
         """See FusedLayer."""
@@ -114,11 +126,22 @@ class FusedStack(nn.Module):
         cos, sin = position_embeddings
         room = rows.new_empty(len(rows), self._room)
         assert self._kernels.layers is not None
-        self._kernels.layers(
-            ctypes.addressof(self._decoders), len(self._decoders), attention.step_address, rows.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), room.data_ptr(), len(rows),
-        )  # fmt: skip
+        start = 0
+        for end in self._stops():
+            first = ctypes.addressof(self._decoders) + start * ctypes.sizeof(DecoderArguments)
+            self._kernels.layers(
+                first, end - start, attention.step_address, rows.data_ptr(),
+                cos.data_ptr(), sin.data_ptr(), room.data_ptr(), len(rows),
+            )  # fmt: skip
+            start = end
+            if self.tapped is not None:
+                self.tapped.take(end - 1, rows)
         return rows[None]
+
+    def _stops(self) -> list[int]:
+        """How many layers have run whenever somebody is told: all of them, in the end."""
+        wanted = {layer + 1 for layer in self.tapped.wanted} if self.tapped is not None else set()
+        return sorted(wanted | {len(self._decoders)})
 
     def _bind(self, store: KVStore) -> None:
         if self._bound is store:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from paceline.speculation.messages import Draft, SparseDistribution, TokenLogprobs
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
@@ -40,6 +42,7 @@ class Slice:
     scored_likeliest: int = 0  # likeliest tokens to report with each of them
     drafts: tuple[Draft, ...] = ()  # what the first of the sampled rows are to judge, one each; see ``drawing.draw``
     proposes: bool = False  # the sampled rows draw drafts for rejection mode
+    hidden: bool = False  # whether its rows' hidden states are to be returned, as the plan says which
 
     def __post_init__(self) -> None:
         assert self.start >= 0, self
@@ -65,11 +68,31 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Hidden states to be returned with a step, of the slices that say so. Layers count as in ``taps``."""
+
+    layers: tuple[int, ...]  # ascending
+    last: bool = False  # also those after the final norm
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Hidden states of one slice's rows, in the model's dtype."""
+
+    layers: Tensor  # [rows, len(wanted.layers) * hidden_size], side by side in the order asked for
+    last: Tensor | None = None  # [rows, hidden_size], after the final norm
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One forward pass. A session appears at most once."""
 
     step_id: int
     slices: tuple[Slice, ...]
+    wanted: Wanted | None = None  # of the slices with ``hidden``
+
+    def __post_init__(self) -> None:
+        assert (self.wanted is not None) == any(piece.hidden for piece in self.slices), self
 
     @property
     def rows(self) -> int:
@@ -92,14 +115,15 @@ class SliceResult:
     scores: Scores = Scores()
     distributions: tuple[SparseDistribution, ...] = ()  # what its drafts were drawn from, if it proposes
     relaxed: tuple[bool, ...] = ()  # which samples are drafts kept in place of the target's own; () for none
+    hidden: Hidden | None = None  # if it asked for them
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """Sampled tokens, one tuple per slice of the plan, ``slice.samples`` long; and the step's duration.
 
-    ``sampling.NOTHING`` stands where the options leave no token. ``scores``, ``distributions`` and ``relaxed`` have one
-    entry per slice, or none at all if there is nothing to say in them.
+    ``sampling.NOTHING`` stands where the options leave no token. ``scores``, ``distributions``, ``relaxed`` and
+    ``hidden`` have one entry per slice, or none at all if there is nothing to say in them.
     """
 
     samples: tuple[tuple[int, ...], ...]
@@ -107,6 +131,7 @@ class StepResult:
     scores: tuple[Scores, ...] = ()
     distributions: tuple[tuple[SparseDistribution, ...], ...] = ()
     relaxed: tuple[tuple[bool, ...], ...] = ()
+    hidden: tuple[Hidden | None, ...] = ()
 
     def by_slice(self) -> list[SliceResult]:
         """The same, slice by slice."""
@@ -116,6 +141,7 @@ class StepResult:
             self.scores or (Scores(),) * count,
             self.distributions or ((),) * count,
             self.relaxed or ((),) * count,
+            self.hidden or (None,) * count,
         )
         return [SliceResult(*each) for each in zip(*columns, strict=True)]
 
@@ -149,6 +175,8 @@ class EngineInfo:
     numerics_class: str = ""  # hash over them
     kv_tokens: int = 0  # KV positions the engine can hold
     row_tile: int = 1  # rows a step is padded to
+    layers: int = 0  # decoder layers
+    hidden_size: int = 0  # width of their outputs
 
 
 class Engine(Protocol):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paceline.engine import attention, numerics, probe
 from paceline.engine.batch import KV_BLOCK, Batch, Layout
-from paceline.engine.interface import EngineInfo, KvRequest, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, Hidden, KvRequest, StepPlan, StepResult
 from paceline.engine.kv_store import KVStore
 from paceline.engine.native_attention import NativeAttention
 from paceline.engine.native_draw import NativeDraw
@@ -27,6 +27,7 @@ from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
 from paceline.engine.prepare import prepare
+from paceline.engine.taps import Taps
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
@@ -76,7 +77,10 @@ class TorchEngine:
             numerics_class=numerics.numerics_class(facts),
             kv_tokens=self._table.tokens,
             row_tile=self._layout.row_tile,
+            layers=len(self._prepared.shapes),
+            hidden_size=config.hidden_size,
         )
+        self._taps = Taps(self._model, self._info.layers)
         check_tile = max(_PROBE_ROWS, self._layout.row_tile)
         if options.deterministic:
             probe.check_invariance(self._forward, self.scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
@@ -114,11 +118,13 @@ class TorchEngine:
         self._table.check_integrity()
 
     def step(self, plan: StepPlan) -> StepResult:
-        """See Engine. Raises FloatingPointError if the model yields NaN."""
+        """See Engine. Raises FloatingPointError if the model yields NaN, and what ``Taps.require`` does."""
         started = time.perf_counter()
-        logits = self.forward(plan)
+        if plan.wanted is not None:
+            self._taps.require(plan.wanted.layers, "layers")
+        logits, hidden = self._run(plan, self._table, self._store)
         drawn = draw(plan, logits, self._whole)
-        return replace(drawn, duration_s=time.perf_counter() - started)
+        return replace(drawn, duration_s=time.perf_counter() - started, hidden=hidden)
 
     def forward(self, plan: StepPlan, scratch: probe.Scratch | None = None) -> Tensor:
         """Run a plan without sampling: logits [R, V] of its slices' ``logit_rows``, in the model's dtype.
@@ -162,20 +168,34 @@ class TorchEngine:
             curve.append((rows, min(seconds)))
         return curve
 
-    @torch.inference_mode()
     def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
+        return self._run(plan, table, store)[0]
+
+    @torch.inference_mode()
+    def _run(self, plan: StepPlan, table: BlockTable, store: KVStore) -> tuple[Tensor, tuple[Hidden | None, ...]]:
+        """Logits, and the hidden states wanted."""
         table.begin(plan)
         store.clear()
         batch = self._layout.lay_out(plan, table)
-        arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
+        hidden: tuple[Hidden | None, ...] = ()
         with attention.attending(self._attention(batch, store)):
-            if batch.samples:
-                logits: Tensor = self._model(**arguments, logits_to_keep=batch.sampled).logits[0, : batch.samples]
-            else:  # a prompt's chunk: nobody asks for logits, so the head is left out
-                self._model.get_decoder()(**arguments)
-                logits = torch.empty(0, self._info.vocab_size, dtype=self._dtype, device=self._device)
+            if plan.wanted is None:
+                logits = self._logits(batch)
+            else:
+                with self._taps.tapping(plan.wanted.layers, plan.rows) as tapped:
+                    logits = self._logits(batch)
+                hidden = tapped.by_slice(plan.wanted, plan.slices)
         table.commit(plan)
-        return logits
+        return logits, hidden
+
+    def _logits(self, batch: Batch) -> Tensor:
+        arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
+        if batch.samples:
+            logits: Tensor = self._model(**arguments, logits_to_keep=batch.sampled).logits[0, : batch.samples]
+            return logits
+        # A prompt's chunk: nobody asks for logits, so the head is left out.
+        self._model.get_decoder()(**arguments)
+        return torch.empty(0, self._info.vocab_size, dtype=self._dtype, device=self._device)
 
     def _attention(self, batch: Batch, store: KVStore) -> attention.Attention:
         kernels = self._prepared.kernels
