@@ -6,6 +6,7 @@ in tests/congruence.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -41,22 +42,25 @@ class KvMachine(RuleBasedStateMachine):
         self.clients: dict[str, Client] = {}
         self.reused = 0
 
+    @abstractmethod
     def admit(self, request: KvRequest) -> int | None:
-        raise NotImplementedError
+        """See Engine."""
 
+    @abstractmethod
     def feed(self, piece: Slice, whole: tuple[int, ...]) -> None:
         """Run a step; ``whole`` are all tokens of the session up to its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publish(self, name: str, tokens: tuple[int, ...], length: int) -> None:
-        raise NotImplementedError
+        """See Engine."""
 
+    @abstractmethod
     def free(self, name: str, keep: bool) -> None:
-        raise NotImplementedError
+        """See Engine."""
 
+    @abstractmethod
     def check_held(self, name: str, tokens: tuple[int, ...]) -> None:
         """The session's pages hold these tokens."""
-        raise NotImplementedError
 
     @rule(
         name=WHO,
