@@ -12,6 +12,7 @@ from paceline.runtime.text import TextCodec
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.messages import (
     EMPTY_PROPOSAL,
+    GRAMMAR,
     Fence,
     Finish,
     Proposal,
@@ -45,6 +46,7 @@ class Run:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     accepted: int = 0
+    forced: int = 0  # of those, what the verifier drafted itself
     finish: Finish | None = None
     dead_end: bool = False
     rounds: int = 0
@@ -105,6 +107,7 @@ class Run:
         self.logprobs += verdict.logprobs
         self.prompt_logprobs += verdict.prompt_logprobs
         self.accepted += verdict.accepted
+        self.forced += verdict.accepted if verdict.drafter == GRAMMAR else 0
         self.finish = verdict.finish
 
     def all(self, *, move_after: int | None = None) -> Sequence[int]:

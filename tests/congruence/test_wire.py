@@ -139,6 +139,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         tuple(draw(logprobs()) for _ in ids) if draw(st.booleans()) else (),
         tuple(draw(st.lists(logprobs(), max_size=3))),
         draw(st.booleans()),
+        draw(names),
     )
 
 

@@ -12,15 +12,18 @@ from paceline.speculation.actions import (
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.leases import Side
 from paceline.speculation.messages import (
+    GRAMMAR,
     DraftResult,
     Fence,
     Proposal,
     Timing,
     Trace,
+    Verdict,
+    VerifyResult,
 )
 from paceline.speculation.params import SpeculationMode
 
-from tests.unit.rounds_kit import DEADLINE, asked, begin, commit_of, leased, make, open_on, phase, verdict
+from tests.unit.rounds_kit import DEADLINE, A, B, asked, begin, commit_of, leased, make, open_on, phase, verdict
 
 
 def test_a_round_is_drafted_verified_and_committed() -> None:
@@ -150,3 +153,13 @@ def test_a_draft_for_an_old_round_or_lease_is_ignored() -> None:
     begin(session, 0.3)
     assert session.on_draft(DraftResult(old, Proposal((9,))), 0.31) == []
     assert phase(session) is Phase.DRAFTING
+
+
+def test_what_the_verifier_drafted_itself_is_attributed_to_it() -> None:
+    session = leased(SpeculationMode.OFF)
+    begin(session)
+    task = session.dispatch(0.0).task
+    outcome = Verdict((4, 5, 6), (A, A, B), 2, 2, verifier_model_id="m", drafter=GRAMMAR)
+    commit = commit_of(session.on_verdict(VerifyResult(task.fence, outcome), 1.0))
+    assert (commit.drafter, commit.proposer_model_id, commit.drafted) == (GRAMMAR, GRAMMAR, 2)
+    assert (session.stats.drafted, session.stats.accepted, session.stats.tau) == (2, 2, 3)

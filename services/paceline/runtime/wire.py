@@ -230,6 +230,7 @@ def to_verify_result(result: VerifyResult) -> target.VerifyResult:
             logprobs=to_logprobs(verdict.logprobs),
             prompt_logprobs=to_logprobs(verdict.prompt_logprobs),
             lossy=verdict.lossy,
+            drafter=verdict.drafter,
         )
     )
     return message
@@ -262,6 +263,7 @@ def _verdict(message: target.Verdict) -> Verdict:
         logprobs=from_logprobs(message.logprobs),
         prompt_logprobs=from_logprobs(message.prompt_logprobs),
         lossy=message.lossy,
+        drafter=message.drafter,
     )
 
 

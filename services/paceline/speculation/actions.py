@@ -123,6 +123,21 @@ class Commit:
     verify_s: float
     network_us: int
 
+    @property
+    def drafter(self) -> str:
+        """Who drafted what was verified."""
+        return self.verdict.drafter or self.proposal.drafter
+
+    @property
+    def proposer_model_id(self) -> str:
+        """The model accepted tokens are attributed to."""
+        return self.verdict.drafter or self.proposal.proposer_model_id
+
+    @property
+    def drafted(self) -> int:
+        """Draft tokens proposed, by the draft worker and by the verifier itself."""
+        return len(self.proposal.tokens) + (self.verdict.verify_len if self.verdict.drafter else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

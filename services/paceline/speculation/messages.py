@@ -176,6 +176,8 @@ class Proposal:
 
 EMPTY_PROPOSAL = Proposal(())
 
+GRAMMAR = "grammar"  # drafts what a grammar forces; it goes by this name as a proposer, too
+
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
@@ -213,6 +215,7 @@ class Verdict:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each committed token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
     lossy: bool = False  # relaxed acceptance committed a draft token that is not the target's own sample
+    drafter: str = ""  # who drafted what was verified, if the verifier did it itself; empty: the proposal tells
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.sources), (self.tokens, self.sources)

@@ -267,7 +267,7 @@ class Session:
         )
         self.tokens.extend(verdict.tokens)
         self.digest.extend(verdict.tokens)
-        self.stats.add(verdict, len(done.proposal.tokens), done.missed)
+        self.stats.add(verdict, commit.drafted, done.missed)
         self.strikes = 0
         self.rounds_on_target += 1
         self._verify = None

@@ -10,12 +10,14 @@ from paceline.engine.interface import Scores, Slice, SliceResult
 from paceline.speculation.acceptance import agree
 from paceline.speculation.ledger import SessionLedger
 from paceline.speculation.messages import (
+    GRAMMAR,
     Draft,
     Fence,
     Proposal,
     Resync,
     ResyncReason,
     SessionOpen,
+    SparseDistribution,
     Timing,
     TokenLogprobs,
     Verdict,
@@ -33,8 +35,9 @@ class Round:
     """A round that was taken and is not answered yet. Times in seconds."""
 
     task: VerifyTask
-    drafts: tuple[Draft, ...]  # those of the proposal that may be verified
+    drafts: tuple[Draft, ...]  # those of the proposal that may be verified, or the verifier's own
     arrived_s: float
+    own: bool = False  # the drafts are what the grammar forces
     started_s: float | None = None  # its first step's start
     step_s: float = 0.0  # spent in steps so far
 
@@ -114,6 +117,15 @@ class Session:
         pairs = zip(proposal.tokens, proposal.distributions, strict=bool(proposal.distributions))
         return tuple(Draft(token, q) for token, q in pairs)[: min(known + 1, room)]
 
+    def forced(self, *, most: int) -> tuple[Draft, ...]:
+        """The verifier's own drafts, for a proposal that leaves it none: what the grammar leaves no choice about."""
+        if self.shaping is None:
+            return ()
+        tokens = self.shaping.forced(())[: max(0, min(most, self.answer.remaining - 1))]
+        if not self.ledger.opening.sampling.rejects:
+            return tuple(Draft(token) for token in tokens)
+        return tuple(Draft(token, SparseDistribution((token,), (1.0,))) for token in tokens)
+
     def slice(self, share: Share, vocab_size: int) -> Slice:
         """The session's rows in a step."""
         assert self.round is not None
@@ -174,6 +186,7 @@ class Session:
             logprobs=scores.samples[:count],
             prompt_logprobs=(*(self.prompt_logprobs or ()), *scores.prompt),
             lossy=any(drawn.relaxed[:count]),
+            drafter=GRAMMAR if served.own else "",
         )
         self.prompt_logprobs = None
         # Accepted drafts are in the KV state already; the corrected or bonus token is not. While the answer goes on,

@@ -204,7 +204,8 @@ class Verifier:
                 # The step will commit something, so this round's prefix is wrong already.
                 return _resync(session, fence, ResyncReason.PREFIX_MISMATCH)
         drafts = session.usable(task.proposal, most=self.limits.max_draft_tokens, vocab_size=self.info.vocab_size)
-        session.round = Round(task, drafts, arrived_s=now)
+        forced = () if drafts else session.forced(most=self.limits.max_draft_tokens)
+        session.round = Round(task, drafts or forced, arrived_s=now, own=bool(forced))
         if under_way is None:
             self._queue.push(session.router_id, session.session_id)
         return None

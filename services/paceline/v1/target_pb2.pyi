@@ -52,7 +52,7 @@ class VerifyBatch(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[VerifyTask, _Mapping]]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tokens", "sources", "verify_len", "accepted", "text", "finish", "verifier_model_id", "logprobs", "prompt_logprobs", "lossy")
+    __slots__ = ("tokens", "sources", "verify_len", "accepted", "text", "finish", "verifier_model_id", "logprobs", "prompt_logprobs", "lossy", "drafter")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     VERIFY_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Verdict(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     LOSSY_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     sources: _containers.RepeatedScalarFieldContainer[_common_pb2.TokenSource]
     verify_len: int
@@ -73,7 +74,8 @@ class Verdict(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     lossy: bool
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., verify_len: _Optional[int] = ..., accepted: _Optional[int] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., verifier_model_id: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ...) -> None: ...
+    drafter: str
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., verify_len: _Optional[int] = ..., accepted: _Optional[int] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ..., verifier_model_id: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ..., drafter: _Optional[str] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
     __slots__ = ("fence", "verdict", "resync", "timing")
