@@ -1,0 +1,129 @@
+"""A drafter's folder: ``config.json`` and ``model.safetensors``, with the names of vLLM's ``speculators``.
+
+The target's embedding and head are not in it: they are read from the target's own folder, whose fingerprint is checked.
+Large matrices may be stored as int8 with one scale per row; they are loaded as what was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from paceline.drafters.hidden.config import HiddenConfig
+from paceline.drafters.hidden.network import HiddenDrafter
+from paceline.drafters.hidden.target_weights import TargetWeights
+from paceline.drafters.hidden.vocabulary import DraftVocabulary
+from paceline.engine.models import LocalModel
+from paceline.engine.numerics import fingerprint
+from paceline.speculation.errors import InvalidRequest
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_SCALE = ".int8_scale"  # beside an int8 matrix [rows, columns]: float32 [rows]
+_QUANTISED_ELEMENTS = 1 << 16  # smaller tensors are not worth it
+
+
+def read_config(folder: Path) -> HiddenConfig:
+    """What a drafter's folder says it is. Raises InvalidRequest or Unsupported."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InvalidRequest("drafter", expected=f"a folder with {CONFIG} and {WEIGHTS}", got=str(folder))
+    return HiddenConfig.from_json(json.loads(path.read_text()))
+
+
+def load(folder: Path, target: LocalModel, *, dtype: torch.dtype = torch.bfloat16) -> HiddenDrafter:
+    """A trained drafter for this target, on the CPU, in eval mode.
+
+    Raises InvalidRequest if it was trained for another target or its weights do not fit its config.
+    """
+    config = read_config(folder)
+    if config.target_fingerprint:
+        found = fingerprint(target.folder, target.layers)
+        if found != config.target_fingerprint:
+            raise InvalidRequest(
+                "drafter",
+                expected=f"a drafter of {target.model_id} ({found[:12]})",
+                got=f"one of {config.target_model or 'another target'} ({config.target_fingerprint[:12]})",
+                hint="drafters read the hidden states of the very weights they were trained on",
+            )
+    tensors = read_tensors(folder)
+    vocabulary = vocabulary_of(config, tensors)
+    weights = TargetWeights(target.folder)
+    drafter = HiddenDrafter(config, vocabulary, weights.embedding().to(dtype), weights.head().to(dtype)).to(dtype)
+    fill(drafter, tensors)
+    return drafter.eval().requires_grad_(False)
+
+
+def vocabulary_of(config: HiddenConfig, tensors: dict[str, Tensor]) -> DraftVocabulary:
+    """The draft vocabulary of a checkpoint's tensors; all of the target's where it has no map."""
+    if "d2t" in tensors:
+        return DraftVocabulary.from_offsets(tensors["d2t"], config.vocab_size)
+    if config.draft_vocab_size != config.vocab_size:
+        raise InvalidRequest("d2t", expected=f"a map of {config.draft_vocab_size} draft tokens", got=None)
+    return DraftVocabulary.full(config.vocab_size)
+
+
+def fill(drafter: HiddenDrafter, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's weights into a drafter. Raises InvalidRequest for one missing, left over or misshapen."""
+    wanted = drafter.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
+    for name in sorted(wanted.keys() ^ given.keys()):
+        raise InvalidRequest(WEIGHTS, expected="the tensors of config.json" if name in given else name, got=name)
+    for name, tensor in given.items():
+        if wanted[name].shape != tensor.shape:
+            raise InvalidRequest(f"{WEIGHTS}: {name}", expected=str(list(wanted[name].shape)), got=list(tensor.shape))
+    drafter.load_state_dict(given)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder by name, int8 ones back in float32."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InvalidRequest("drafter", expected=f"a folder with {CONFIG} and {WEIGHTS}", got=str(folder))
+    stored = load_file(path)
+    scales = {name.removesuffix(_SCALE): stored.pop(name) for name in list(stored) if name.endswith(_SCALE)}
+    return {name: t.float() * scales[name][:, None] if name in scales else t for name, t in stored.items()}
+
+
+def save(folder: Path, drafter: HiddenDrafter, *, dtype: torch.dtype = torch.bfloat16, int8: bool = False) -> None:
+    """Write a drafter's folder, each file whole or not at all.
+
+    Args:
+        dtype: of stored weights.
+        int8: store large matrices as int8 with a scale per row (half the size of bfloat16).
+    """
+    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in drafter.state_dict().items()}
+    if int8:
+        tensors = _quantised(drafter.state_dict(), tensors)
+    config = drafter.config
+    if config.draft_vocab_size != config.vocab_size:
+        tensors["d2t"] = drafter.vocabulary.offsets()
+        tensors["t2d"] = drafter.vocabulary.membership()
+    write(folder, config.to_json(), tensors)
+
+
+def write(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = folder / f".{WEIGHTS}.staged"
+    save_file(tensors, staged, metadata={"format": "pt"})
+    staged.replace(folder / WEIGHTS)
+    staged = folder / f".{CONFIG}.staged"
+    staged.write_text(json.dumps(config, indent=2) + "\n")
+    staged.replace(folder / CONFIG)
+
+
+def _quantised(state: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = dict(tensors)
+    for name, tensor in state.items():
+        if tensor.dim() != 2 or tensor.numel() < _QUANTISED_ELEMENTS:
+            continue
+        wide = tensor.detach().float()
+        scale = wide.abs().amax(1).clamp_min(1e-12) / 127
+        out[name] = (wide / scale[:, None]).round().to(torch.int8).contiguous()
+        out[name + _SCALE] = scale
+    return out
