@@ -1,0 +1,1 @@
+"""Caches that outlive a process. numpy only: routers and the command line import it, too."""
