@@ -11,6 +11,7 @@ import torch
 import transformers
 from paceline.engine.interface import Slice, StepPlan
 from paceline.engine.native import Kernels
+from paceline.engine.projection import Projector
 from paceline.engine.torch_engine import TorchEngine, TorchOptions
 from paceline.speculation.params import SamplingParams
 
@@ -67,7 +68,13 @@ def tiny_model(config: Any, dtype: torch.dtype) -> Any:
 
 
 def tiny_engine(
-    config: Any, dtype: torch.dtype = torch.float32, *, native: bool = True, multiplies: bool = True, **options: Any
+    config: Any,
+    dtype: torch.dtype = torch.float32,
+    *,
+    native: bool = True,
+    multiplies: bool = True,
+    projectors: Sequence[Projector] = (),
+    **options: Any,
 ) -> TorchEngine:
     """An engine over ``tiny_model``; over torch alone if not ``native``, with oneDNN's products if not ``multiplies``,
     as on a processor with matrix units."""
@@ -77,7 +84,9 @@ def tiny_engine(
         patch.setenv("PACELINE_NATIVE", "1" if native else "0")
         if not multiplies:
             patch.setattr(Kernels, "multiplies", False)
-        return TorchEngine(model, model_id="tiny", fingerprint="tiny", options=TorchOptions(**options))
+        return TorchEngine(
+            model, model_id="tiny", fingerprint="tiny", options=TorchOptions(**options), projectors=projectors
+        )
 
 
 def tokens_of(seed: int, count: int, vocab: int = VOCAB) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from paceline.engine.fake import HIDDEN_SIZE, LAYERS, FakeEngine, FakeOptions
+from paceline.engine.fake import FakeEngine, FakeOptions
+from paceline.engine.fake_features import HIDDEN_SIZE, LAYERS
 from paceline.engine.interface import Hidden, Slice, StepPlan, Wanted
 from paceline.engine.torch_engine import TorchEngine
 from paceline.speculation.errors import InvalidRequest, Unsupported
@@ -110,6 +111,6 @@ def test_a_fakes_hidden_states_are_a_function_of_the_last_tokens() -> None:
     assert hidden.last is not None
     assert hidden.layers.shape == (6, 2 * HIDDEN_SIZE)
     other = FakeEngine(FakeOptions(order=2))
-    assert torch.equal(hidden.layers[3, HIDDEN_SIZE:], other.hidden_state(2, tokens[12:14]))
-    assert torch.equal(hidden.last[3], other.hidden_state(LAYERS, tokens[:14]))
-    assert not torch.equal(hidden.last[3], other.hidden_state(LAYERS, tokens[:13]))
+    assert torch.equal(hidden.layers[3, HIDDEN_SIZE:], other.states.state(2, tokens[12:14]))
+    assert torch.equal(hidden.last[3], other.states.state(LAYERS, tokens[:14]))
+    assert not torch.equal(hidden.last[3], other.states.state(LAYERS, tokens[:13]))

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from paceline.engine.interface import EngineInfo, KvRequest, Slice, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, FeatureRows, KvRequest, Slice, StepPlan, StepResult
 from paceline.engine.pages import PAGE, BlockTable
 from paceline.engine.prefix import salt_of
 from paceline.speculation.digest import PrefixDigest
@@ -49,6 +49,7 @@ class ScriptedEngine:
     context_length: int = 64
     failures: int = 0  # so many of the next steps break
     plans: list[StepPlan] = field(default_factory=list)
+    features: dict[str, int] = field(default_factory=dict)  # a position's are its token, in so many bytes
 
     def __post_init__(self) -> None:
         self.table = BlockTable(self.kv_tokens)
@@ -66,6 +67,7 @@ class ScriptedEngine:
             numerics={"dtype": "none"},
             numerics_class="class-a",
             kv_tokens=self.table.tokens,
+            features=self.features,
         )
 
     @property
@@ -97,6 +99,15 @@ class ScriptedEngine:
     def free(self, session_id: str, *, keep: bool = True) -> None:
         self._ids.pop(session_id, None)
         self.table.free(session_id, keep=keep)
+
+    def locate_features(self, session_id: str, projector: str, start: int, end: int) -> FeatureRows:
+        return FeatureRows(projector, self.table.slots(session_id, start, end))
+
+    def read_features(self, rows: Sequence[FeatureRows]) -> list[bytes]:
+        return [
+            b"".join(self._slots[slot].to_bytes(self.features[each.projector], "little") for slot in each.slots)
+            for each in rows
+        ]
 
     def step(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)

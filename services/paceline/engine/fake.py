@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from paceline.engine import grammar
+from paceline.engine.fake_features import HIDDEN_SIZE, LAYERS, FakeStates
 from paceline.engine.fake_tokenizer import IM_END, IM_START, VOCAB_SIZE, fake_tokenizer_files
-from paceline.engine.interface import EngineInfo, Hidden, KvRequest, Slice, StepPlan, StepResult, Wanted
+from paceline.engine.interface import EngineInfo, FeatureRows, KvRequest, StepPlan, StepResult
 from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
+from paceline.engine.projection import Projector
 from paceline.engine.taps import require_layers
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import SAMPLER_VERSION
@@ -34,8 +36,6 @@ _TEXT = torch.tensor([byte == 32 or 97 <= byte <= 122 for byte in range(VOCAB_SI
 _CACHED_CONTEXTS = 65536
 _NEVER = -1e4  # of no weight at any temperature, but finite: a grammar may leave nothing but the end
 _UNWRITTEN = -1
-LAYERS = 4
-HIDDEN_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,14 @@ class FakeEngine:
         model_id: str = NAME,
         sleep: Callable[[float], None] | None = time.sleep,
         duration: Callable[[StepPlan], float] | None = None,
+        projectors: Sequence[Projector] = (),
     ) -> None:
         """
         Args:
             kv_tokens: positions it can hold over all sessions.
             sleep: called with a step's duration; None returns at once, for virtual time.
             duration: seconds a plan takes; by default ``step_ms`` + ``row_ms`` per row.
+            projectors: of the context features it keeps.
         """
         self.options = options or FakeOptions()
         self._table = BlockTable(kv_tokens)
@@ -115,6 +117,7 @@ class FakeEngine:
         self._sleep = sleep
         self._duration = duration or self._default_duration
         self._logits = functools.lru_cache(_CACHED_CONTEXTS)(self._compute_logits)
+        self.states = FakeStates(self._digest, self.options.order, projectors)
         kept = {field.name: str(getattr(self.options, field.name)) for field in fields(FakeOptions)}
         facts = {name: value for name, value in kept.items() if not name.endswith("_ms")}
         facts |= {"engine": NAME, "torch": torch.__version__, "sampler": SAMPLER_VERSION, "grammar": grammar.VERSION}
@@ -130,6 +133,7 @@ class FakeEngine:
             kv_tokens=self._table.tokens,
             layers=LAYERS,
             hidden_size=HIDDEN_SIZE,
+            features=self.states.row_bytes,
         )
 
     @property
@@ -185,7 +189,8 @@ class FakeEngine:
         logits = self.forward(plan)
         drawn = draw(plan, logits)
         if plan.wanted is not None:
-            drawn = replace(drawn, hidden=tuple(self._hidden(piece, plan.wanted) for piece in plan.slices))
+            parts = [self.states.hidden(piece, plan.wanted, self.held(piece.session_id)) for piece in plan.slices]
+            drawn = replace(drawn, hidden=tuple(parts))
         duration_s = self._duration(plan)
         if self._sleep is not None and duration_s > 0:
             self._sleep(duration_s)
@@ -199,7 +204,10 @@ class FakeEngine:
             assert all(0 <= token < self.options.vocab_size for token in piece.tokens), piece.tokens
             pages = self._table.holding(piece.session_id).pages
             for position, token in enumerate(piece.tokens, piece.start):
-                self._slots[pages[position // PAGE] * PAGE + position % PAGE] = token
+                slot = pages[position // PAGE] * PAGE + position % PAGE
+                self._slots[slot] = token
+                if self._info.features:
+                    self.states.write(slot, self._read(pages, max(0, position + 1 - self.options.order), position + 1))
             ends = [piece.start + row + 1 for row in piece.logit_rows]
             rows += [self.next_logits(self._read(pages, max(0, end - self.options.order), end)) for end in ends]
         self._table.commit(plan)
@@ -209,24 +217,18 @@ class FakeEngine:
         """Logits of the token after ``tokens``, float32 [vocab]: the model itself."""
         return self._logits(tuple(tokens[-self.options.order :]))
 
-    def hidden_state(self, layer: int, tokens: Sequence[int]) -> Tensor:
-        """A layer's output after ``tokens``, bfloat16 [HIDDEN_SIZE]: as the logits, a function of the last few."""
-        digest = self._digest(f"layer {layer}", tuple(tokens[-self.options.order :]))
-        return torch.tensor([byte / 128 - 1 for byte in digest[:HIDDEN_SIZE]], dtype=torch.bfloat16)
+    def locate_features(self, session_id: str, projector: str, start: int, end: int) -> FeatureRows:
+        """See Engine."""
+        assert projector in self._info.features, projector
+        return FeatureRows(projector, self._table.slots(session_id, start, end))
+
+    def read_features(self, rows: Sequence[FeatureRows]) -> list[bytes]:
+        """See Engine."""
+        return [self.states.read(each) for each in rows]
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine: what ``step_ms`` and ``row_ms`` say."""
         return tuple((rows, (self.options.step_ms + self.options.row_ms * rows) / 1e3) for rows in (1, 16, 32, 64, 128))
-
-    def _hidden(self, piece: Slice, wanted: Wanted) -> Hidden | None:
-        """What a slice of a step that ran is told of its rows' hidden states."""
-        if not piece.hidden:
-            return None
-        tokens = self.held(piece.session_id)
-        ends = range(piece.start + 1, piece.end + 1)
-        rows = [torch.cat([self.hidden_state(layer, tokens[:end]) for layer in wanted.layers]) for end in ends]
-        last = torch.stack([self.hidden_state(LAYERS, tokens[:end]) for end in ends]) if wanted.last else None
-        return Hidden(torch.stack(rows), last)
 
     def _read(self, pages: Sequence[int], start: int, end: int) -> tuple[int, ...]:
         """The tokens at positions start … end - 1 of a page table; all of them must have been written."""

@@ -2,8 +2,9 @@
 
 An engine owns weights and KV state and nothing else. It does not know about rounds, drafts or stops; a verifier and
 a model drafter drive it with the same plans. ``step`` blocks and always runs in the thread that loaded the engine
-(see runtime.compute); ``reserve``, ``admit``, ``publish`` and ``free`` are bookkeeping: they compute nothing, and may
-be called from another thread meanwhile for sessions that are not in the step.
+(see runtime.compute), as does ``read_features``; ``reserve``, ``admit``, ``publish``, ``free`` and ``locate_features``
+are bookkeeping: they compute nothing, and may be called from another thread meanwhile; the first four for sessions that
+are not in the step.
 """
 
 from __future__ import annotations
@@ -163,6 +164,14 @@ class KvRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """Where the context features of consecutive positions of a session lie."""
+
+    projector: str  # its fingerprint
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What a model is, and what fixes the bits of its logits."""
 
@@ -177,6 +186,7 @@ class EngineInfo:
     row_tile: int = 1  # rows a step is padded to
     layers: int = 0  # decoder layers
     hidden_size: int = 0  # width of their outputs
+    features: dict[str, int] = field(default_factory=dict)  # projector's fingerprint -> bytes of one position's
 
 
 class Engine(Protocol):
@@ -220,6 +230,18 @@ class Engine(Protocol):
 
         ``slice.start`` may not exceed what the engine holds of the session.
         """
+        ...
+
+    def locate_features(self, session_id: str, projector: str, start: int, end: int) -> FeatureRows:
+        """Where the features of positions start … end - 1 of a reserved session lie, or will once a step wrote them.
+
+        Good until the session's pages change hands, which no read that is handed to the engine's thread now will see:
+        what writes to the pages of another session is handed over later.
+        """
+        ...
+
+    def read_features(self, rows: Sequence[FeatureRows]) -> list[bytes]:
+        """The features themselves: rows back to back, in the engine's dtype, little-endian."""
         ...
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:

@@ -1,9 +1,13 @@
-"""The tensors behind the pages: one K and one V per layer, allocated once. Page 0 stays zero."""
+"""The tensors behind the pages: one K and one V per layer, allocated once. Page 0 stays zero.
+
+Beside them, one vector of context features per position and projector: whoever shares or loses a page shares or loses
+its features with it.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +31,15 @@ class KVStore:
     again."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape], table: BlockTable, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[LayerShape],
+        table: BlockTable,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
+        """Args: widths: numbers per position of each kind of features, by the projector's fingerprint."""
         slots = (table.total + 1) * PAGE
 
         def store(dims: int) -> Tensor:
@@ -37,13 +48,14 @@ class KVStore:
         self.shapes = tuple(shapes)
         self.keys = [store(shape.kv_heads * shape.key_dim) for shape in shapes]
         self.values = [store(shape.kv_heads * shape.value_dim) for shape in shapes]
+        self.features = {name: store(width) for name, width in (widths or {}).items()}
         self._table = table
         self._stale: deque[int] = deque()  # handed out, not yet zeroed; append and popleft are atomic
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pages, the page of zeros included."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *self.features.values()))
 
     def reserve(self, session_id: str, max_len: int) -> bool:
         """Pages for a session; they are zeroed by ``clear``. Pure bookkeeping: any thread may call it."""
@@ -66,7 +78,8 @@ class KVStore:
 
         Masked positions take part in products with weight 0: a former owner's inf or NaN would come through, and one
         session's bits would depend on another's past. Shared pages are never among them: whoever is given a page to
-        write to is its only holder, and it is zeroed before the step that writes to it first.
+        write to is its only holder, and it is zeroed before the step that writes to it first. Features are left alone:
+        nobody reads a position's before they are written.
         """
         fresh = [self._stale.popleft() for _ in range(len(self._stale))]
         if not fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from paceline.engine import fake, models
 from paceline.engine.interface import Engine
+from paceline.engine.projection import Projector
 from paceline.engine.tokenizer_files import tokenizer_files
 from paceline.speculation.errors import InvalidRequest, Unsupported
 
@@ -38,22 +40,28 @@ class LoadedEngine:
     tokenizer_files: dict[str, bytes]
 
 
-def load_engine(spec: EngineSpec, progress: models.Progress | None = None) -> LoadedEngine:
-    """Load a model, check it, measure it.
+def load_engine(
+    spec: EngineSpec, progress: models.Progress | None = None, projectors: Sequence[Projector] = ()
+) -> LoadedEngine:
+    """Load a model, check it, measure it. ``projectors`` are those of the drafters it keeps context features for.
 
     Raises InvalidRequest or Unsupported for a model that cannot be served, Unavailable if it cannot be fetched now.
     """
     say = progress or (lambda line: None)
     if spec.model.split(":")[0] == fake.NAME:
         options = fake.parse_options(spec.model)
-        engine = fake.FakeEngine(options, kv_tokens=spec.kv_tokens, model_id=spec.model_id or spec.model)
+        engine = fake.FakeEngine(
+            options, kv_tokens=spec.kv_tokens, model_id=spec.model_id or spec.model, projectors=projectors
+        )
         return LoadedEngine(engine, fake.fake_tokenizer_files())
     local = models.resolve(spec.model, progress)
     say(f"loading {local.model_id} from {local.folder}")
-    return LoadedEngine(_load_torch(spec, local, say), tokenizer_files(local.folder))
+    return LoadedEngine(_load_torch(spec, local, say, projectors), tokenizer_files(local.folder))
 
 
-def _load_torch(spec: EngineSpec, local: models.LocalModel, say: models.Progress) -> Engine:
+def _load_torch(
+    spec: EngineSpec, local: models.LocalModel, say: models.Progress, projectors: Sequence[Projector]
+) -> Engine:
     # transformers takes seconds to import, and a fake engine has no use for it.
     from paceline.engine import numerics  # noqa: PLC0415
     from paceline.engine.torch_engine import TorchEngine, TorchOptions  # noqa: PLC0415
@@ -70,6 +78,7 @@ def _load_torch(spec: EngineSpec, local: models.LocalModel, say: models.Progress
         options=TorchOptions(
             kv_tokens=spec.kv_tokens, row_tile=spec.row_tile, device=spec.device, deterministic=spec.deterministic
         ),
+        projectors=projectors,
     )
     curve = ", ".join(f"{rows} rows {1e3 * seconds:.0f} ms" for rows, seconds in engine.cost_curve())
     facts = engine.info.numerics

@@ -166,6 +166,13 @@ class BlockTable:
         assert session_id in self._sessions, f"session {session_id} was not reserved"
         return self._sessions[session_id]
 
+    def slots(self, session_id: str, start: int, end: int) -> tuple[int, ...]:
+        """Where positions start … end - 1 of a session lie: page * PAGE + place on the page."""
+        holding = self.holding(session_id)
+        assert 0 <= start <= end <= holding.capacity, (session_id, start, end, holding.capacity)
+        pages = holding.pages
+        return tuple(pages[at // PAGE] * PAGE + at % PAGE for at in range(start, end))
+
     def begin(self, plan: StepPlan) -> None:
         """Check a plan and forget what its sessions hold at or after each start, before anything is overwritten."""
         assert plan.slices, "a step needs at least one slice"

@@ -38,6 +38,7 @@ class Prepared:
     kernels: Kernels | None
     matmul: str  # native, packed, plain or free
     fused: int  # layers that run fused
+    make: MakeLinear  # of the products it runs on
 
     def facts(self) -> dict[str, str]:
         """What of it fixes bits."""
@@ -85,7 +86,7 @@ def prepare(model: Any, layout: Layout, *, row_tile: int | None, deterministic: 
         if fused == len(shapes) and matmul == "native":
             model.get_decoder().layers = nn.ModuleList([FusedStack([*layers], kernels)])
     replace_linears(model, make)
-    return Prepared(shapes, layout, kernels, matmul, fused)
+    return Prepared(shapes, layout, kernels, matmul, fused, make)
 
 
 def _products(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -80,9 +80,17 @@ def require_row_local_positions(config: Any) -> None:
 class Scratch:
     """A small KV store of its own, with made-up histories, to run steps on that no session will notice."""
 
-    def __init__(self, tokens: int, shapes: list[LayerShape], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        shapes: list[LayerShape],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        widths: Mapping[str, int] | None = None,
+    ) -> None:
         self.table = BlockTable(tokens)
-        self.store = KVStore(shapes, self.table, dtype=dtype, device=device)
+        self.store = KVStore(shapes, self.table, dtype=dtype, device=device, widths=widths)
         generator = torch.Generator(device).manual_seed(1)
         for tensor in (*self.store.keys, *self.store.values):
             tensor.normal_(generator=generator)

@@ -19,16 +19,14 @@ from paceline.speculation.errors import InvalidRequest, Unsupported
 
 
 class Tapped:
-    """Rows of hidden states, as they come out of a forward pass under way.
+    """Rows of hidden states, as they come out of a forward pass under way; those after the plan's are padding.
 
     Args:
         layers: those wanted.
-        rows: how many of a pass carry a token; what comes after them is padding.
     """
 
-    def __init__(self, layers: Collection[int], rows: int) -> None:
+    def __init__(self, layers: Collection[int]) -> None:
         self._wanted = frozenset(layers)
-        self._rows = rows
         self._found: dict[int, Tensor] = {}
         self._last: Tensor | None = None
 
@@ -40,14 +38,14 @@ class Tapped:
     def take(self, layer: int, states: Tensor) -> None:
         """A layer's output, [1, N, width] or [N, width]; copied, because layers may work in place."""
         if layer in self._wanted:
-            self._found[layer] = states.view(-1, states.shape[-1])[: self._rows].clone()
+            self._found[layer] = states.view(-1, states.shape[-1]).clone()
 
     def take_last(self, states: Tensor) -> None:
         """The decoder's output, [1, N, width]."""
-        self._last = states.view(-1, states.shape[-1])[: self._rows]
+        self._last = states.view(-1, states.shape[-1])
 
     def together(self, layers: Collection[int]) -> Tensor:
-        """[rows, len(layers) * width]: layers side by side, in the order given."""
+        """[N, len(layers) * width]: layers side by side, in the order given."""
         parts = [self._found[layer] for layer in layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -83,9 +81,9 @@ class Taps:
             raise Unsupported("model", got=got, hint="use a model whose decoder keeps its layers in a list, as Llama's")
 
     @contextmanager
-    def tapping(self, layers: Collection[int], rows: int) -> Iterator[Tapped]:
+    def tapping(self, layers: Collection[int]) -> Iterator[Tapped]:
         """Listen to a forward pass made inside."""
-        tapped = Tapped(layers, rows)
+        tapped = Tapped(layers)
         stack = self._layers[0] if self._layers else None
         hooks = [self._decoder.register_forward_hook(lambda _, args, output: tapped.take_last(_states(output)))]
         if isinstance(stack, FusedStack):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paceline.engine import attention, numerics, probe
 from paceline.engine.batch import KV_BLOCK, Batch, Layout
-from paceline.engine.interface import EngineInfo, Hidden, KvRequest, StepPlan, StepResult
+from paceline.engine.interface import EngineInfo, FeatureRows, Hidden, KvRequest, StepPlan, StepResult
 from paceline.engine.kv_store import KVStore
 from paceline.engine.native_attention import NativeAttention
 from paceline.engine.native_draw import NativeDraw
@@ -27,7 +27,9 @@ from paceline.engine.outcome import draw
 from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
 from paceline.engine.prepare import prepare
-from paceline.engine.taps import Taps
+from paceline.engine.projection import Projection, Projector
+from paceline.engine.taps import Tapped, Taps
+from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
@@ -49,10 +51,23 @@ class TorchOptions:
 class TorchEngine:
     """Engine over a loaded Hugging Face model, which it takes over and changes."""
 
-    def __init__(self, model: Any, *, model_id: str, fingerprint: str, options: TorchOptions) -> None:
-        """Args: model: a ``PreTrainedModel`` with a language modelling head, in the dtype it shall run in.
+    def __init__(
+        self,
+        model: Any,
+        *,
+        model_id: str,
+        fingerprint: str,
+        options: TorchOptions,
+        projectors: Sequence[Projector] = (),
+    ) -> None:
+        """
+        Args:
+            model: a ``PreTrainedModel`` with a language modelling head, in the dtype it shall run in.
+            projectors: of the context features kept for drafters, of different fingerprints.
 
-        Raises Unsupported for models whose bits could not be kept.
+        Raises:
+            Unsupported: the model's bits could not be kept, or its layers' outputs are out of reach.
+            InvalidRequest: a projector does not fit the model.
         """
         self._device = torch.device(options.device)
         config = model.config.get_text_config()
@@ -63,7 +78,10 @@ class TorchEngine:
         self._prepared = prepare(self._model, layout, row_tile=options.row_tile, deterministic=options.deterministic)
         self._layout = replace(self._prepared.layout, max_blocks=self._max_blocks())
         self._table = BlockTable(options.kv_tokens)
-        self._store = KVStore(self._prepared.shapes, self._table, dtype=self._dtype, device=self._device)
+        self._widths = {each.fingerprint: each.width for each in projectors}
+        self._store = KVStore(
+            self._prepared.shapes, self._table, dtype=self._dtype, device=self._device, widths=self._widths
+        )
         facts = numerics.facts(
             fingerprint=fingerprint, dtype=self._dtype, device=self._device, engine=self._prepared.facts()
         )
@@ -79,8 +97,10 @@ class TorchEngine:
             row_tile=self._layout.row_tile,
             layers=len(self._prepared.shapes),
             hidden_size=config.hidden_size,
+            features={name: width * self._dtype.itemsize for name, width in self._widths.items()},
         )
         self._taps = Taps(self._model, self._info.layers)
+        self._projections = [self._projection(each) for each in projectors]
         check_tile = max(_PROBE_ROWS, self._layout.row_tile)
         if options.deterministic:
             probe.check_invariance(self._forward, self.scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
@@ -137,7 +157,17 @@ class TorchEngine:
 
     def scratch(self, tokens: int) -> probe.Scratch:
         """A KV store of its own for so many positions, to measure steps on."""
-        return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device)
+        return probe.Scratch(tokens, self._prepared.shapes, dtype=self._dtype, device=self._device, widths=self._widths)
+
+    def locate_features(self, session_id: str, projector: str, start: int, end: int) -> FeatureRows:
+        """See Engine."""
+        assert projector in self._widths, projector
+        return FeatureRows(projector, self._table.slots(session_id, start, end))
+
+    @torch.inference_mode()
+    def read_features(self, rows: Sequence[FeatureRows]) -> list[bytes]:
+        """See Engine."""
+        return [_bytes(self._store.features[each.projector], each.slots) for each in rows]
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """Draw as a step does: see ``sampling.sample``."""
@@ -178,15 +208,32 @@ class TorchEngine:
         store.clear()
         batch = self._layout.lay_out(plan, table)
         hidden: tuple[Hidden | None, ...] = ()
+        layers = {layer for each in self._projections for layer in each.projector.layers}
         with attention.attending(self._attention(batch, store)):
-            if plan.wanted is None:
+            if plan.wanted is None and not layers:
                 logits = self._logits(batch)
             else:
-                with self._taps.tapping(plan.wanted.layers, plan.rows) as tapped:
+                with self._taps.tapping(layers | set(plan.wanted.layers if plan.wanted else ())) as tapped:
                     logits = self._logits(batch)
-                hidden = tapped.by_slice(plan.wanted, plan.slices)
+                self._keep(tapped, batch, store)
+                hidden = tapped.by_slice(plan.wanted, plan.slices) if plan.wanted else ()
         table.commit(plan)
         return logits, hidden
+
+    def _keep(self, tapped: Tapped, batch: Batch, store: KVStore) -> None:
+        """Store the context features of a step's rows."""
+        for each in self._projections:
+            features = each(tapped.together(each.projector.layers))
+            kept = store.features[each.projector.fingerprint]
+            kept.index_copy_(0, batch.slots, features[: len(batch.slots)])
+
+    def _projection(self, projector: Projector) -> Projection:
+        self._taps.require(projector.layers, "projectors")
+        inputs = len(projector.layers) * self._info.hidden_size
+        if projector.weight.shape[1] != inputs:
+            expected = f"a projector of {len(projector.layers)} layers of {self._info.hidden_size}: {inputs} inputs"
+            raise InvalidRequest("projectors", expected=expected, got=projector.weight.shape[1])
+        return Projection(projector, self._prepared.make, self._prepared.kernels, self._store.keys[0])
 
     def _logits(self, batch: Batch) -> Tensor:
         arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}
@@ -204,6 +251,12 @@ class TorchEngine:
     def _max_blocks(self) -> int:
         widest = max(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in self._prepared.shapes)
         return max(1, _ATTENTION_BYTES // (KV_BLOCK * widest * 4))
+
+
+def _bytes(features: Tensor, slots: Sequence[int]) -> bytes:
+    """Rows of a tensor [slots, width], back to back."""
+    rows = features.index_select(0, torch.tensor(slots, device=features.device)).cpu()
+    return rows.view(torch.uint8).numpy().tobytes()
 
 
 def _eos_token_ids(model: Any) -> tuple[int, ...]:
