@@ -16,6 +16,7 @@ from paceline.speculation.errors import InvalidRequest
 
 _MODULES = {
     "code": "paceline.training.prompts.code",
+    "code-docstring": "paceline.training.prompts.docstrings",
     "math": "paceline.training.prompts.mathematics",
 }  # domain → module; a new domain is one more line
 

@@ -14,18 +14,21 @@ Item = TypeVar("Item")
 _DATA = files("paceline.training.prompts") / "data"
 
 
+def text(name: str) -> str:
+    """A text resource, whole."""
+    return (_DATA / name).read_text(encoding="utf-8")
+
+
 @cache
 def lines(name: str) -> tuple[str, ...]:
     """The entries of a text resource, one a line; blank lines and lines starting with ``# `` are not entries."""
-    text = (_DATA / name).read_text(encoding="utf-8")
-    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("# "))
+    return tuple(line.strip() for line in text(name).splitlines() if line.strip() and not line.startswith("# "))
 
 
 @cache
 def blocks(name: str) -> tuple[str, ...]:
     """The entries of a text resource of many-line entries, set apart by lines of ``----``."""
-    text = (_DATA / name).read_text(encoding="utf-8")
-    return tuple(block.strip("\n") for block in ("\n" + text).split("\n----") if block.strip())
+    return tuple(block.strip("\n") for block in ("\n" + text(name)).split("\n----") if block.strip())
 
 
 @cache
@@ -33,7 +36,7 @@ def sections(name: str) -> dict[str, tuple[str, ...]]:
     """The entries of a text resource, by the ``# heading`` they stand under."""
     found: dict[str, list[str]] = {}
     heading = ""
-    for line in (_DATA / name).read_text(encoding="utf-8").splitlines():
+    for line in text(name).splitlines():
         if line.startswith("# "):
             heading = line[2:].strip()
         elif line.strip():
@@ -44,7 +47,7 @@ def sections(name: str) -> dict[str, tuple[str, ...]]:
 @cache
 def records(name: str) -> tuple[dict[str, Any], ...]:
     """The entries of a JSON lines resource."""
-    return tuple(json.loads(line) for line in (_DATA / name).read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(json.loads(line) for line in text(name).splitlines() if line.strip())
 
 
 def shuffled(rng: Random, items: Sequence[Item]) -> list[Item]:
