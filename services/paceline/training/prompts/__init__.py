@@ -18,6 +18,7 @@ _MODULES = {
     "code": "paceline.training.prompts.code",
     "code-docstring": "paceline.training.prompts.docstrings",
     "math": "paceline.training.prompts.mathematics",
+    "structured": "paceline.training.prompts.structured",
 }  # domain → module; a new domain is one more line
 
 DOMAINS = tuple(_MODULES)
