@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice, repeat
 from pathlib import Path
 from random import Random
@@ -11,7 +12,7 @@ import pytest
 from paceline.speculation.errors import InvalidRequest
 from paceline.training.prompts import DOMAINS, prompts
 from paceline.training.prompts.__main__ import main
-from paceline.training.prompts.mixing import mixed, shuffled
+from paceline.training.prompts.mixing import blocks, lines, mixed, shuffled
 
 COUNT = 600
 
@@ -42,6 +43,36 @@ def test_turns_are_trimmed_text_with_every_slot_filled(domain: str) -> None:
             assert len(turn) < 4_000
             assert turn.isprintable() or "\n" in turn
             assert turn.count("```") % 2 == 0
+
+
+def test_a_conversation_of_chat_mostly_goes_on() -> None:
+    some = list(prompts("chat", 1_000, 0))
+    assert 600 <= sum(len(each["turns"]) > 1 for each in some) < 1_000
+
+
+@pytest.mark.parametrize("domain", ["code", "code-docstring", "chat"])
+def test_a_domain_has_thousands_to_say(domain: str) -> None:
+    assert len({each["turns"][0] for each in prompts(domain, 3_000, 0)}) == 3_000
+
+
+@pytest.mark.parametrize(
+    ("least", "entries"),
+    [
+        (450, lines("code_tasks.txt")),
+        (120, lines("code_questions.txt")),
+        (40, blocks("code_snippets.txt")),
+        (500, lines("chat_written.txt") + lines("chat_asked.txt")),
+    ],
+)
+def test_entries_are_many_and_differ(least: int, entries: tuple[str, ...]) -> None:
+    assert len({each.partition(" | ")[0].casefold() for each in entries}) == len(entries)
+    assert len(entries) >= least
+
+
+def test_no_slot_is_left_open() -> None:
+    for each in prompts("chat", 2_000, 0):
+        for turn in each["turns"]:
+            assert not re.search(r"\{\w+\}|\b[Aa] (honest|[aeio]\w+ (e-mail|letter|message))| {2}", turn)
 
 
 def test_what_cannot_be_given_is_refused_by_name() -> None:

@@ -17,6 +17,7 @@ from paceline.speculation.errors import InvalidRequest
 _MODULES = {
     "code": "paceline.training.prompts.code",
     "code-docstring": "paceline.training.prompts.docstrings",
+    "chat": "paceline.training.prompts.chat",
     "math": "paceline.training.prompts.mathematics",
     "structured": "paceline.training.prompts.structured",
 }  # domain → module; a new domain is one more line

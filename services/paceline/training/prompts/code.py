@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from paceline.training.prompts import Conversation
-from paceline.training.prompts.mixing import lines, mixed, shuffled
+from paceline.training.prompts.mixing import blocks, lines, mixed, shuffled
 
 _OPENINGS = (
     (9, "Write a function to {}."),
@@ -51,10 +51,20 @@ _FOLLOW_UPS = (
     "Turn it into a small command line program.",
 )
 
+_SNIPPET_FOLLOW_UPS = (
+    "Show the whole code again with your changes.",
+    "Write a test that would have caught the problem.",
+    "Explain it again as if I had never programmed.",
+    "Is there a function in the standard library for this?",
+    "What would you call this function?",
+    "Which other way is there to write it?",
+    "Now do the same in TypeScript.",
+)
+
 
 def conversations(rng: Random) -> Iterator[Conversation]:
-    """Conversations about code, without end."""
-    yield from mixed(rng, (1.0, _tasks(rng)))
+    """Conversations about code, short tasks without end."""
+    yield from mixed(rng, (6.0, _tasks(rng)), (2.0, _snippets(rng)), (1.0, _questions(rng)))
 
 
 def _tasks(rng: Random) -> Iterator[Conversation]:
@@ -68,3 +78,18 @@ def _tasks(rng: Random) -> Iterator[Conversation]:
             if rng.random() < 0.15:
                 turns.append(rng.choice(_FOLLOW_UPS))
             yield {"turns": turns}
+
+
+def _snippets(rng: Random) -> Iterator[Conversation]:
+    """Each thing one may ask about code, of each snippet, once."""
+    pairs = [(task, code) for task in lines("code_snippet_tasks.txt") for code in blocks("code_snippets.txt")]
+    for task, code in shuffled(rng, pairs):
+        turns = [f"{task}\n```python\n{code}\n```"]
+        if rng.random() < 0.2:
+            turns.append(rng.choice(_SNIPPET_FOLLOW_UPS))
+        yield {"turns": turns}
+
+
+def _questions(rng: Random) -> Iterator[Conversation]:
+    for line in shuffled(rng, lines("code_questions.txt")):
+        yield {"turns": line.split(" | ")}
