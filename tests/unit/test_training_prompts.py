@@ -15,6 +15,7 @@ from paceline.training.prompts.__main__ import main
 from paceline.training.prompts.mixing import blocks, lines, mixed, shuffled
 
 COUNT = 600
+BENCH = Path(__file__).parents[2] / "bench" / "prompts"
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -43,6 +44,21 @@ def test_turns_are_trimmed_text_with_every_slot_filled(domain: str) -> None:
             assert len(turn) < 4_000
             assert turn.isprintable() or "\n" in turn
             assert turn.count("```") % 2 == 0
+
+
+def _grams(turn: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9_']+", turn.lower())
+    return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_no_prompt_shares_eight_words_with_those_the_benches_measure_on(domain: str) -> None:
+    measured = [json.loads(line)["turns"] for path in BENCH.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert measured
+    held = {gram for turns in measured for turn in turns for gram in _grams(turn)}
+    for each in prompts(domain, COUNT, 0):
+        for turn in each["turns"]:
+            assert not held & _grams(turn)
 
 
 def test_a_conversation_of_chat_mostly_goes_on() -> None:
