@@ -29,11 +29,13 @@ def conversations(rng: Random) -> Iterator[Conversation]:
     """Math problems, without end: five in six are stories."""
     words = load_words("words_math")
     stories = filled(rng, load_templates(*_STORIES), words, spelled=_SPELLED)
+    longer = filled(rng, load_templates("math_longer"), words, spelled=_SPELLED)
     questions = filled(rng, load_templates("math_direct"), words)
     explanations = filled(rng, load_templates("math_explain"), words)
     yield from mixed(
         rng,
-        (15.0, _closed(rng, stories, _AFTER_STORIES)),
+        (10.0, _closed(rng, stories, _AFTER_STORIES)),
+        (5.0, _closed(rng, longer, _AFTER_STORIES)),
         (2.5, _closed(rng, questions, _AFTER_QUESTIONS)),
         (0.5, _closed(rng, explanations, ((1, ""),))),
     )
