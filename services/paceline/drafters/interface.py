@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.messages import Proposal, SessionOpen
@@ -62,6 +62,24 @@ class Ask:
         assert self.max_tokens > 0, self
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Context features of consecutive committed positions of an opened session, as its target sent them."""
+
+    session_id: str
+    start: int  # position of the first
+    count: int
+    data: bytes  # rows back to back, little-endian
+    dtype: str = "bfloat16"  # of a number: bfloat16 or float32
+
+    def __post_init__(self) -> None:
+        assert self.start >= 0, self.start
+        assert self.count > 0, self.count
+
+
+FEATURE_BYTES = {"bfloat16": 2, "float32": 4}  # by dtype, of one number
+
+
 class Drafter(Protocol):
     """Anything that proposes tokens."""
 
@@ -90,4 +108,30 @@ class Drafter(Protocol):
 
     def propose(self, asks: Sequence[Ask]) -> list[Proposal]:
         """One proposal per ask, in order; possibly empty. Asks name opened sessions, each at most once. Blocks."""
+        ...
+
+
+@runtime_checkable
+class FeatureDrafter(Drafter, Protocol):
+    """A drafter that reads the target's hidden states, projected (``needs_features``).
+
+    An ask for a base_len is drafted on the features of positions 0 … base_len - 2; the anchor after them has none yet.
+    """
+
+    @property
+    def projector(self) -> str:
+        """The fingerprint of the projector its features must come from."""
+        ...
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers per position."""
+        ...
+
+    def feed(self, features: Sequence[Features]) -> None:
+        """Take features in; they go on where a session's ended, or begin it. Others are ignored. Blocks."""
+        ...
+
+    def forgotten(self) -> frozenset[str]:
+        """Sessions whose features it had to forget, for want of room, since this was last called."""
         ...

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 
 from paceline.drafters.interface import Ask, DraftSession
 from paceline.drafters.pace import Pace
+from paceline.drafters.shaping import DraftShaping
 from paceline.engine.grammar import Grammars
 from paceline.engine.interface import Engine, Slice, StepPlan
-from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import Proposal, SparseDistribution
-from paceline.speculation.params import SamplingParams
 from paceline.speculation.sampling import NOTHING
-from paceline.speculation.shaping import GrammarState, Shaping, shaping_of
+from paceline.speculation.shaping import Shaping
 
 STEP_TOKENS = 128
 RESERVE_TOKENS = 64
@@ -118,7 +117,7 @@ class ModelDrafter:
     def __init__(self, engine: Engine, *, grammars: Grammars | None = None, step_tokens: int = STEP_TOKENS) -> None:
         self._engine = engine
         self._info = engine.info
-        self._grammars = grammars
+        self._shaping = DraftShaping(vocab_size=self._info.vocab_size, eos=self._info.eos_token_ids, grammars=grammars)
         self._pace = Pace(engine.cost_curve(), step_tokens)
         self._states: OrderedDict[str, _State] = OrderedDict()  # least recently asked about first
         self._steps = 0
@@ -168,37 +167,10 @@ class ModelDrafter:
             return None
         state.agreed = start
         del state.held[start:]
-        self._shape(state, ask.base_len)
-        run = _Run(state, count, self._ends(session.sampling), feed)
+        state.shaping = self._shaping.at(session, state.shaping, ask.base_len)
+        run = _Run(state, count, self._shaping.ends(session.sampling), feed)
         run.force()
         return run
-
-    def _ends(self, sampling: SamplingParams) -> frozenset[int]:
-        """Tokens after which drafting is a waste. In rejection mode it goes on: a draft that ends early comes early,
-        and whether a draft comes in time must not depend on what was drawn."""
-        return frozenset() if sampling.rejects else sampling.ends(self._info.eos_token_ids)
-
-    def _shape(self, state: _State, base_len: int) -> None:
-        """Bring the session's shaping, if it needs one, to where the ask stands."""
-        session, shaping = state.session, state.shaping
-        if shaping is not None and shaping.length <= base_len:
-            shaping.commit(session.tokens[shaping.length : base_len])
-        else:
-            tokens = session.tokens[:base_len]
-            state.shaping = shaping_of(
-                session.sampling, tokens, prompt_len=session.prompt_len, vocab_size=self._info.vocab_size,
-                eos=self._info.eos_token_ids, grammar=self._grammar(session, tokens),
-            )  # fmt: skip
-
-    def _grammar(self, session: DraftSession, tokens: Sequence[int]) -> GrammarState | None:
-        """Drafts that cannot be held to the grammar are drafts all the same: its errors are the target's to tell."""
-        asked = session.sampling.grammar
-        if asked is None or self._grammars is None:
-            return None
-        try:
-            return self._grammars.state(asked, tokens[session.prompt_len :])
-        except InvalidRequest:
-            return None
 
     def _fit(self, state: _State, length: int, busy: set[str]) -> bool:
         """Reserve room, at the cost of sessions that nobody is asking about, least recently asked about first."""

@@ -41,6 +41,8 @@ class LayerArguments(ctypes.Structure):
         ("heads", ctypes.c_long), ("kv_heads", ctypes.c_long), ("key_dim", ctypes.c_long),
         ("value_dim", ctypes.c_long), ("window", ctypes.c_long),
         ("scaling", ctypes.c_double), ("softcap", ctypes.c_double),
+        ("query_norm", ctypes.c_void_p), ("key_norm", ctypes.c_void_p), ("eps", ctypes.c_double),
+        ("whole", ctypes.c_long),
     ]  # fmt: skip
 
 
@@ -60,6 +62,12 @@ class DecoderArguments(ctypes.Structure):
         ("norms", ctypes.c_void_p * 2), ("eps", ctypes.c_double * 2),
         ("width", ctypes.c_long), ("inner", ctypes.c_long),
     ]  # fmt: skip
+
+
+class InjectedArguments(ctypes.Structure):
+    """``Injected`` of layers.cpp."""
+
+    _fields_ = [("attention", LayerArguments), ("inward", LinearArguments)]
 
 
 class StepArguments(ctypes.Structure):
@@ -94,10 +102,11 @@ class Kernels:
         self._draw = _function(library, f"draw_{name}", *[pointer] * 4, *[long] * 3)
         self.attend = _function(library, f"attend_{name}", pointer, pointer, pointer)
         self._product = None
-        self.layers = None
+        self.layers = self.inject = None
         if dtype == torch.bfloat16:
             self._product = _function(library, "product", *[pointer] * 5, *[long] * 4)
             self.layers = _function(library, "layers", pointer, long, *[pointer] * 5, long)
+            self.inject = _function(library, "inject", pointer, long, *[pointer] * 5, long, long)
 
     @property
     def multiplies(self) -> bool:

@@ -54,17 +54,26 @@ template <class T> void rotate(const T* x, const T* cos, const T* sin, long dim,
     }
 }
 
-// Rotates a row's queries, and puts its K and V where they belong.
+constexpr long MOST_DIM = 1024;
+
+// A head of a row as it is asked with or looked at: normed if it has a norm, then rotated.
+template <class T>
+void turn(const Layer& l, const T* head, const void* weight, const Inputs& in, long row, T* out) {
+    T normed[MOST_DIM];
+    if (weight) {
+        norm_row(head, (const T*)weight, float(l.eps), l.key_dim, normed);
+        head = normed;
+    }
+    rotate(head, (const T*)in.cos + row * l.key_dim, (const T*)in.sin + row * l.key_dim, l.key_dim, out);
+}
+
+// Puts a row's K and V where they belong.
 template <class T> void write_row(const Layer& l, const Inputs& in, long row, long page, long place) {
-    const T *cos = (const T*)in.cos + row * l.key_dim, *sin = (const T*)in.sin + row * l.key_dim;
-    for (long h = 0; in.cos && h < l.heads; h++)
-        rotate((const T*)in.query + row * in.query_row + h * in.query_head, cos, sin, l.key_dim,
-               (T*)in.rotated + (row * l.heads + h) * l.key_dim);
-    T turned[1024];
+    T turned[MOST_DIM];
     for (long h = 0; h < l.kv_heads; h++) {
         const T* key = (const T*)in.key + row * in.key_row + h * in.key_head;
         if (in.cos) {
-            rotate(key, cos, sin, l.key_dim, turned);
+            turn(l, key, l.key_norm, in, row, turned);
             key = turned;
         }
         T* keys = (T*)l.keys + (page * l.kv_heads + h) * PAGE * l.key_dim + place * UNIT<T>;
@@ -179,7 +188,8 @@ template <class T> struct Tile {
             scored(queries.data(), keys, count, scores);
             for (long r = 0; r < rows; r++) {
                 const long begin = std::max(0L, first(r) - block * BLOCK);
-                const long end = std::min(BLOCK, position + r + 1 - block * BLOCK);
+                const long seen = position + (l.whole ? rows : r + 1);
+                const long end = std::min(BLOCK, seen - block * BLOCK);
                 if (begin >= end) continue;
                 const long q = r * groups;
                 for (long g = q; g < q + groups; g++)
@@ -227,15 +237,22 @@ template <class T> struct Tile {
     }
 };
 
-template <class T> void attend_together(const Layer& l, const Step& s, const Inputs& in) {
+template <class T> void write_together(const Layer& l, const Step& s, const Inputs& in) {
 #pragma omp for schedule(static)
     for (long t = 0; t < s.count; t++) {
         const int64_t* tile = s.tiles + 4 * t;
         for (long r = 0; r < tile[1]; r++) {
-            const long position = tile[2] + r;
-            write_row<T>(l, in, tile[0] + r, s.pages[tile[3] + position / PAGE], position % PAGE);
+            const long position = tile[2] + r, row = tile[0] + r;
+            write_row<T>(l, in, row, s.pages[tile[3] + position / PAGE], position % PAGE);
+            for (long h = 0; in.rotated && h < l.heads; h++)
+                turn(l, (const T*)in.query + row * in.query_row + h * in.query_head, l.query_norm, in, row,
+                     (T*)in.rotated + (row * l.heads + h) * l.key_dim);
         }
     }
+}
+
+template <class T> void attend_together(const Layer& l, const Step& s, const Inputs& in) {
+    write_together<T>(l, s, in);
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < s.count * l.kv_heads; task++) {
         const int64_t* tile = s.tiles + 4 * (task / l.kv_heads);
@@ -252,6 +269,8 @@ extern "C" void paceline_attend_float32(const Layer* l, const Step* s, const Inp
 
 #ifdef __AVX512BF16__
 void attend(const Layer& l, const Step& s, const Inputs& in) { attend_together<bf16>(l, s, in); }
+
+void write(const Layer& l, const Step& s, const Inputs& in) { write_together<bf16>(l, s, in); }
 
 extern "C" void paceline_attend_bfloat16(const Layer* l, const Step* s, const Inputs* in) {
 #pragma omp parallel num_threads(s->threads)

@@ -13,6 +13,9 @@ struct Layer {
     long heads, kv_heads, key_dim, value_dim;
     long window;  // the latest positions a row sees, itself included; 0 is all
     double scaling, softcap;  // softcap 0 is none
+    const void *query_norm, *key_norm;  // RMSNorms [key_dim] of each head before rotation, or null
+    double eps;
+    long whole;  // rows see all rows of their tile, not only those before them
 };
 
 // Fixed for a step. A tile is consecutive rows of one session: {first row, rows, position of the first, its pages'
@@ -40,3 +43,4 @@ void product(const bf16* x, const bf16* weights, const bf16* bias, const bf16* r
 void norm(const bf16* x, const bf16* weight, float eps, bf16* out, long rows, long width);
 void gate(const bf16* both, bf16* out, long rows, long width);
 void attend(const Layer& l, const Step& s, const Inputs& in);
+void write(const Layer& l, const Step& s, const Inputs& in);  // its keys and values only; no queries are looked at

@@ -16,6 +16,26 @@ struct Decoder {
     long width, inner;
 };
 
+// One layer's part in what a drafter reads: keys and values, side by side, of context features.
+struct Injected {
+    Layer attention;
+    Linear inward;
+};
+
+// x: [rows, width]; cos, sin: [rows, key_dim]; room: [rows, 2 * kv_heads * key_dim].
+void paceline_inject(const Injected* layers, long count, const Step* step, const bf16* x, const bf16* cos,
+                     const bf16* sin, bf16* room, long rows, long width) {
+#pragma omp parallel num_threads(step->threads)
+    for (long i = 0; i < count; i++) {
+        const Layer& a = layers[i].attention;
+        const long keys = a.kv_heads * a.key_dim;
+        product(x, layers[i].inward.weights, layers[i].inward.bias, nullptr, room, rows, width, 2 * keys);
+        const Inputs inputs{nullptr, room,      room + keys, 0,   0,   2 * keys, a.key_dim,
+                            2 * keys, a.key_dim, cos,         sin, nullptr, nullptr};
+        write(a, *step, inputs);
+    }
+}
+
 // x: [rows, width], changed in place; cos, sin: [rows, key_dim]; room: [rows, width + (3 * heads + 2 * kv_heads) ·
 // key_dim + 3 * inner].
 void paceline_layers(const Decoder* decoders, long count, const Step* step, bf16* x, const bf16* cos, const bf16* sin,

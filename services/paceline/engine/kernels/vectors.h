@@ -48,3 +48,18 @@ static inline __m512 exp16(__m512 x) {
     for (const float c : FACTORS) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     return _mm512_scalef_ps(p, n);
 }
+
+// Llama's RMSNorm: weight · round(x / sqrt(mean(x²) + eps)).
+template <class T> void norm_row(const T* x, const T* weight, float eps, long width, T* out) {
+    __m512 squares = _mm512_setzero_ps();
+    for (long i = 0; i < width; i += LANES) {
+        const __m512 v = load(x + i, first_lanes(width - i));
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / float(width) + eps));
+    for (long i = 0; i < width; i += LANES) {
+        const __mmask16 lanes = first_lanes(width - i);
+        const __m512 v = rounded<T>(_mm512_mul_ps(load(x + i, lanes), scale));
+        store(out + i, lanes, _mm512_mul_ps(load(weight + i, lanes), v));
+    }
+}
