@@ -15,7 +15,7 @@ from paceline.speculation.actions import SessionSpec
 from paceline.speculation.errors import PacelineError
 from paceline.speculation.leases import Side
 from paceline.speculation.messages import DraftResult, StepReport, VerifyResult
-from paceline.speculation.params import SamplingParams, SpeculationMode, SpeculationParams
+from paceline.speculation.params import SamplingParams
 from paceline.speculation.rounds import Session
 
 from tests.sim.network import Connection
@@ -77,14 +77,7 @@ class Cluster:
             max_tokens=rng.randrange(*self.scenario.output),
             stop=rng.choice(((), (), ("ab",))),
         )
-        speculation = rng.choice(
-            (
-                SpeculationParams(),
-                SpeculationParams(drafter="ngram"),
-                SpeculationParams(SpeculationMode.FIXED, rng.randrange(1, 9)),
-                SpeculationParams(SpeculationMode.OFF),
-            )
-        )
+        speculation = rng.choice(self.scenario.speculation)
         spec = SessionSpec(session_id, prompt, sampling, speculation)
         outcome = self.outcomes[session_id] = Outcome(spec, asked_at=self.world.now)
         policy = self.scenario.policy

@@ -10,12 +10,19 @@ from paceline.router.placement import Policy
 from paceline.router.requests import Committed, Completed, Event
 from paceline.speculation.actions import SessionSpec
 from paceline.speculation.errors import PacelineError, Unavailable
+from paceline.speculation.params import SpeculationMode, SpeculationParams
 
 from tests.sim.network import Weather
 from tests.sim.workers import Cost
 
 FAIR = Weather()
 CHEAP = Cost()
+ANY_SPECULATION = (
+    SpeculationParams(),
+    SpeculationParams(drafter="ngram"),
+    *(SpeculationParams(SpeculationMode.FIXED, k) for k in range(1, 9)),
+    SpeculationParams(SpeculationMode.OFF),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class Scenario:
     amnesia: int = 0  # a worker silently forgets the sessions it has, so many times
     draft_run_s: tuple[float, float] = (0.0005, 0.004)  # how long a draft worker's run takes
     output: tuple[int, int] = (1, 50)  # max_tokens of a request, from and below
+    speculation: tuple[SpeculationParams, ...] = ANY_SPECULATION  # a session asks for one of these
     slow_drafts: float = 0.0  # share of a draft worker's runs that take far longer than the deadline
     cancels: float = 0.0  # share of requests whose client leaves
     trouble_s: float = 1.0

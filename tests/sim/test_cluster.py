@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from paceline.speculation.params import SpeculationMode, SpeculationParams
 
 from tests.sim.cluster import Cluster
 from tests.sim.network import Weather
@@ -68,6 +69,31 @@ def test_workers_hold_nothing_after_all_sessions_ended(seed: int) -> None:
 def test_cohorts_change_the_schedule_and_not_a_token(cohorts: int) -> None:
     base = Scenario(targets=1, sessions=12)
     check(*run(11, replace(base, policy=replace(base.policy, cohorts=cohorts))))
+
+
+ALONE = Scenario(
+    targets=1, drafts=1, sessions=1, output=(300, 301), weather=Weather(delay_min_s=0.0001, delay_max_s=0.0003)
+)
+OFF, AUTO = SpeculationParams(SpeculationMode.OFF), SpeculationParams(drafter="model")
+
+
+def alone(seed: int, speculation: SpeculationParams, draft_run_s: float) -> tuple[float, int]:
+    """One session: virtual seconds after its first token, and how often drafts were asked for."""
+    scenario = replace(ALONE, speculation=(speculation,), draft_run_s=(draft_run_s, 1.2 * draft_run_s))
+    cluster, (outcome,) = run(seed, scenario)
+    asked = sum("▶ d0" in line for line in cluster.world.transcript)
+    return outcome.moments[-1] - outcome.moments[1], asked
+
+
+@pytest.mark.parametrize("draft_run_s", [0.0004, 0.002, 0.02])
+def test_a_session_drafts_while_it_pays_and_loses_little_where_it_does_not(draft_run_s: float) -> None:
+    seeds = (0, 1, 2, 4)  # long answers
+    plain = [alone(seed, OFF, draft_run_s)[0] for seed in seeds]
+    auto = [alone(seed, AUTO, draft_run_s) for seed in seeds]
+    assert min(each / seconds for each, (seconds, _) in zip(plain, auto, strict=True)) > 0.95
+    pays = draft_run_s < 0.01
+    assert (sum(plain) / sum(seconds for seconds, _ in auto) > 1.5) == pays
+    assert pays or max(asked for _, asked in auto) < 10
 
 
 def duration(cohorts: int, cost: Cost, draft_run_s: tuple[float, float]) -> float:

@@ -184,13 +184,13 @@ class TorchEngine:
         tile = max(_PROBE_ROWS, self._layout.row_tile)
         curve: list[tuple[int, float]] = []
         started = time.perf_counter()
-        for rows in (1, tile, 2 * tile, 4 * tile, 8 * tile):
+        for rows in (1, tile // 2, tile, 2 * tile, 4 * tile, 8 * tile):
             if len(curve) >= 2 and time.perf_counter() - started > _CURVE_BUDGET_S:
                 break
             scratch = self.scratch(-(-rows // 8) * KV_BLOCK + PAGE)
             plan = probe.cost_plans(scratch, rows)
             seconds = []
-            for _ in range(3 if rows <= tile else 2):  # the first one or two warm up
+            for _ in range(5 if rows <= tile else 2):  # the first ones warm up
                 begun = time.perf_counter()
                 logits = self.forward(plan, scratch)
                 self.sample(logits, [Row(probe.GREEDY, 0)] * rows)

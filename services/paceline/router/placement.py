@@ -22,6 +22,7 @@ from paceline.speculation.errors import (
 )
 from paceline.speculation.leases import Lease, Side
 from paceline.speculation.params import SpeculationMode
+from paceline.speculation.payoff import DrafterRecord, Payoff
 from paceline.speculation.rounds import MAX_STRIKES
 
 FIRST_RETRY_S = 0.05
@@ -37,7 +38,7 @@ class Policy:
     open_deadline_s: float = 10.0
     grace_s: float = 4.0  # how long an answer under way waits for a verifier to come (back)
     retry_max_s: float = 2.0
-    default_k: int = 4
+    default_k: int = 8
     default_drafter: str = ""
     cohorts: int = 0
 
@@ -54,6 +55,7 @@ class Placement:
         self.registry = registry
         self.policy = policy
         self.effects = Effects()
+        self._records: dict[tuple[str, str], DrafterRecord] = {}  # by target model and drafter
         self._counters = counters
 
     # Targets ----------------------------------------------------------------------------------------------------
@@ -122,6 +124,9 @@ class Placement:
             answer.draft_retry_at = now + self.policy.retry_max_s
             return
         draft, name = found
+        record = self._records.setdefault((answer.model.model_id, name), DrafterRecord())
+        if answer.session.payoff is None or answer.session.payoff.record is not record:
+            answer.session.payoff = Payoff(record)
         opening = answer.session.open(
             Side.DRAFT,
             draft.address,

@@ -40,7 +40,8 @@ class Runner:
         draft = self.registry.drafts.get(lease.worker) if lease is not None else None
         k = 0
         if draft is not None:
-            k = session.draft_tokens(now, self.policy.default_k, self._room(answer, draft))
+            load = self.cohorts_of(answer).load(answer.session_id)
+            k = session.draft_tokens(now, self.policy.default_k, self._room(answer, draft), load)
             if k and not draft.breaker.allows(answer.session_id, now):
                 k = 0
         wait = draft is None or draft.breaker.closed
@@ -183,10 +184,27 @@ class Runner:
         counters.verify_wait_us += int(commit.verify_s * 1e6)
         counters.network_us += commit.network_us
         if lease := answer.session.leases.get(Side.TARGET):
-            self.cohorts[lease.worker].network_s.add(commit.network_us / 1e6)
+            self._learn(answer, commit, self.cohorts[lease.worker])
         self.places.effects.events.append((answer.session_id, event))
         workers = [lease.worker if (lease := answer.session.leases.get(side)) else "" for side in Side]
         self.spans.end_round(answer.span, round_facts(event, commit, draft_worker=workers[1], verifier=workers[0]))
+
+    def _learn(self, answer: Answer, commit: Commit, cohorts: Cohorts) -> None:
+        """What a round says of what rounds cost, and of whether its drafts paid."""
+        verdict, payoff = commit.verdict, answer.session.payoff
+        cohorts.observe_commit(len(verdict.tokens), commit.network_us / 1e6)
+        if payoff is None or not commit.asked:
+            return
+        theirs = not verdict.drafter  # else what was verified are the verifier's own drafts
+        payoff.observe(
+            asked=commit.asked,
+            drafted=len(commit.proposal.tokens),
+            verified=verdict.verify_len if theirs else 0,
+            accepted=verdict.accepted if theirs else 0,
+            draft_s=commit.draft_s,
+            missed=commit.missed,
+            load=cohorts.load(answer.session_id),
+        )
 
     def _finish(self, answer: Answer, finished: Finished, now: float) -> None:
         completed = answer.complete(finished.finish)

@@ -123,8 +123,8 @@ class RouterConfig(Closed):
     """Requests waiting to be admitted, per router; further ones get RESOURCE_EXHAUSTED at once."""
     max_tokens_limit: int = Field(4096, ge=1)
     """Most tokens a request may ask for; also the default, bounded by the context."""
-    default_draft_tokens: int = Field(4, ge=0, le=64)
-    """K when the request names none."""
+    default_draft_tokens: int = Field(8, ge=0, le=64)
+    """K at most when the request names none; how many pay is measured."""
     default_drafter: str = ""
     """The drafter when the request names none; empty leaves it to the draft worker."""
     draft_deadline_ms: float = Field(100.0, gt=0)

@@ -118,6 +118,7 @@ class Commit:
     proposal: Proposal
     round_id: int
     missed: bool  # a draft was asked for and did not come in time
+    asked: int  # draft tokens asked for and waited for
     lease_epoch: int
     draft_s: float
     verify_s: float
@@ -167,4 +168,5 @@ class Round:
     sent: float = 0.0
     proposal: Proposal = EMPTY_PROPOSAL
     missed: bool = False
+    asked: int = 0
     network_us: int = 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paceline.speculation.cost import CostCurve, Ema
+from paceline.speculation.payoff import Load
 
 GAIN = 0.1  # predicted gain that a change of the number of cohorts must bring …
 PATIENCE = 8  # … at so many boundaries in a row
@@ -60,6 +61,7 @@ class Cohorts:
         self._pinned = bool(pinned)
         self._draft_deadline_s = draft_deadline_s
         self._rows_per_session = Ema()
+        self._tokens_per_session = Ema()  # committed in a round
         self._cohorts = (_Cohort(), _Cohort())
         self._alone = _Cohort()
         self._home: dict[str, _Cohort] = {}
@@ -160,6 +162,24 @@ class Cohorts:
     def verify_s(self, sessions: float) -> float:
         """Expected time from a batch of so many sessions leaving to its verdicts, seconds."""
         return self.curve.seconds(sessions * self._rows_per_session.get(1.0)) + self.network_s.get(0.0)
+
+    def load(self, session_id: str) -> Load:
+        """What the next round of a session will share its step with, if the others go on as they do."""
+        home = self._home.get(session_id)
+        members = sum(self.sizes) - (home is not None and home is not self._alone)
+        others = members / self.count
+        network_s = self.network_s.get(0.0)
+        return Load(
+            seconds=lambda rows: self.curve.seconds(rows) + network_s,
+            rows=others * self._rows_per_session.get(1.0),
+            tokens=others * self._tokens_per_session.get(1.0),
+            wait_s=self.draft_s.get(0.0) if others else 0.0,
+        )
+
+    def observe_commit(self, tokens: int, network_s: float) -> None:
+        """A session's round committed so many tokens, and so much of it went to the network."""
+        self._tokens_per_session.add(tokens)
+        self.network_s.add(network_s)
 
     def observe_step(self, sessions: int, rows: int, seconds: float) -> None:
         """A verify step took so long."""

@@ -49,6 +49,7 @@ from paceline.speculation.messages import (
 )
 from paceline.speculation.params import SpeculationMode
 from paceline.speculation.patience import Patience
+from paceline.speculation.payoff import Load, Payoff
 
 WORKER_SHARE = 0.8  # of the draft deadline: a drafter that uses all it is given must still be in time
 MAX_STRIKES = 8  # openings on targets without a committed token in between, before the session is given up
@@ -79,6 +80,7 @@ class Session:
         self._verify_deadline_s = verify_deadline_s
         self._round = Round(0, 0.0)
         self.patience = Patience(draft_deadline_s)
+        self.payoff: Payoff | None = None  # of its drafter, once it has one
         self._verify: Fence | None = None  # of the verify task under way
 
     # Facts ------------------------------------------------------------------------------------------------------
@@ -101,13 +103,11 @@ class Session:
         """When the verdict under way makes its verifier count as lost."""
         return self._round.sent + self._verify_deadline_s
 
-    def draft_tokens(self, now: float, default_k: int, limit: int) -> int:
-        """How many tokens to ask for in the next round; 0 for none.
+    def draft_tokens(self, now: float, default_k: int, limit: int, load: Load | None = None) -> int:
+        """How many tokens to ask for in the next round; 0 for none. ``limit``: what workers and context have room for.
 
-        ``auto`` asks for the server's K, except in the first round of a target lease: that step is a prefill, the
-        caller waits for its token, and a draft could only delay it to save one step of a whole answer. ``limit``
-        is what workers and context have room for. A round commits one token more than it verifies, so one draft
-        token less than what is left to generate suffices.
+        ``auto`` asks for what pays under ``load``, and for nothing in the first round of a target lease: that step is
+        a prefill, which a draft could only delay. A round commits one token more than it verifies.
         """
         wanted = self.spec.speculation
         if wanted.mode is SpeculationMode.OFF or not self.patience.may_ask(now):
@@ -115,7 +115,10 @@ class Session:
         if wanted.mode is SpeculationMode.AUTO and self.rounds_on_target == 0:
             return 0
         k = default_k if wanted.max_draft_tokens is None else wanted.max_draft_tokens
-        return max(0, min(k, limit, self.spec.sampling.max_tokens - self.output_len - 1))
+        k = max(0, min(k, limit, self.spec.sampling.max_tokens - self.output_len - 1))
+        if self.payoff is None or load is None or wanted.mode is SpeculationMode.FIXED:
+            return k
+        return self.payoff.choose(k, load)
 
     # Leases -----------------------------------------------------------------------------------------------------
 
@@ -169,14 +172,13 @@ class Session:
         assert self.phase is Phase.NEEDS_DRAFT, self.phase
         round_id = self._round.round_id + 1
         self._round = Round(round_id, now, trace(round_id))
-        lease = self.leases.opened(Side.DRAFT)
-        if k == 0 or lease is None:
+        if k == 0 or (lease := self.leases.opened(Side.DRAFT)) is None:
             self._make_ready(now, EMPTY_PROPOSAL)
             return []
         fence = self._fence(lease)
         self.patience.ask(fence, now)
         if wait and self.patience.waits:
-            self.phase = Phase.DRAFTING
+            self.phase, self._round.asked = Phase.DRAFTING, k
         else:
             self._make_ready(now, EMPTY_PROPOSAL)
         task = DraftTask(
@@ -260,6 +262,7 @@ class Session:
             proposal=done.proposal,
             round_id=done.round_id,
             missed=done.missed,
+            asked=done.asked,
             lease_epoch=self.leases.epoch,
             draft_s=done.ready - done.began,
             verify_s=now - done.sent,
