@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "Generate one answer, streamed.",
     "chat": "Talk to a model.",
     "status": "Show models, workers and counters of a running cluster.",
+    "cache": "Capture a target's hidden states for training; plan and verify such caches.",
     "models": "Fetch and list models on this machine.",
     "doctor": "Check whether this machine is ready.",
 }
