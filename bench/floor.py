@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from paceline.engine import native
 from paceline.engine.linear import packing_works
+from paceline.engine.packing import Packed, pack
 from torch import Tensor, nn
 
 _COPIED_BYTES = 128 << 20  # more than any cache holds
@@ -76,10 +77,12 @@ class Floor:
             rows = self._inputs[count, product.k]
             if way == "native":
                 assert self._kernels is not None
-                self._kernels.product(rows, weights, None, None, rows.new_empty(count, product.n))
+                assert isinstance(weights, Packed)
+                self._kernels.product(rows, weights.arguments(None), None, rows.new_empty(count, product.n))
             elif way == "oneDNN":
                 torch.ops.mkldnn._linear_pointwise(rows, weights, None, "none", [], "")  # noqa: SLF001
             else:
+                assert isinstance(weights, Tensor)
                 nn.functional.linear(rows, weights)
         return time.perf_counter() - started
 
@@ -90,10 +93,10 @@ class Floor:
         return (time.perf_counter() - started) * self.kv_bytes / _COPIED_BYTES
 
     @staticmethod
-    def _pack(way: str, count: int, product: Product, dtype: torch.dtype) -> Tensor:
+    def _pack(way: str, count: int, product: Product, dtype: torch.dtype) -> Tensor | Packed:
         weight = (0.02 * torch.randn(product.n, product.k)).to(dtype)
         if way == "native":
-            return native.pack(weight)
+            return pack(weight)
         if way == "oneDNN":
             return torch.ops.mkldnn._reorder_linear_weight(weight, count)  # type: ignore[no-any-return]  # noqa: SLF001
         return weight

@@ -28,11 +28,13 @@ def _silent(line: str) -> None:
 
 
 @asynccontextmanager
-async def small_cluster(target: str, draft: str) -> AsyncIterator[tuple[httpx.AsyncClient, AsyncClient]]:
+async def small_cluster(
+    target: str | EngineConfig, draft: str | EngineConfig
+) -> AsyncIterator[tuple[httpx.AsyncClient, AsyncClient]]:
     """Both kinds of clients of a cluster of two models."""
     async with AsyncExitStack() as stack:
-        verifier = await stack.enter_async_context(_target(target))
-        drafter = await stack.enter_async_context(_draft(draft))
+        verifier = await stack.enter_async_context(_target(_engine(target)))
+        drafter = await stack.enter_async_context(_draft(_engine(draft)))
         config = RouterConfig(targets=(verifier,), drafts=(drafter,), draft_deadline_ms=5000)
         router = await Router.connect(config, rng=random.Random(3))
         stack.push_async_callback(router.close)
@@ -45,9 +47,13 @@ async def small_cluster(target: str, draft: str) -> AsyncIterator[tuple[httpx.As
         yield http, client
 
 
+def _engine(model: str | EngineConfig) -> EngineConfig:
+    return EngineConfig(model=model) if isinstance(model, str) else model
+
+
 @asynccontextmanager
-async def _target(model: str) -> AsyncIterator[str]:
-    config = TargetConfig(engine=EngineConfig(model=model))
+async def _target(engine: EngineConfig) -> AsyncIterator[str]:
+    config = TargetConfig(engine=engine)
     loaded = await asyncio.to_thread(verifying.load, config, _silent)
     verifier = verifying.verifier_for(config, loaded, "target-1")
     description = verifying.describe(verifier, loaded)
@@ -58,8 +64,8 @@ async def _target(model: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _draft(model: str) -> AsyncIterator[str]:
-    config = DraftConfig(engine=EngineConfig(model=model), default_drafter="model")
+async def _draft(engine: EngineConfig) -> AsyncIterator[str]:
+    config = DraftConfig(engine=engine, default_drafter="model")
     offered = await asyncio.to_thread(drafting.assemble, config, _silent)
     worker = DraftWorker([each.drafter for each in offered], "model", incarnation="draft-1")
     service = draft_service.DraftService(worker, drafting.describe(config, offered, "draft-1"))

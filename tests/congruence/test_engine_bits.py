@@ -22,10 +22,15 @@ KERNELS = ("native", "torch")
 ENGINES = [f"{arch}-{dtype}-{by}" for arch in configs() for dtype in DTYPES for by in KERNELS]
 
 
-@pytest.fixture(scope="module", params=[*ENGINES, "llama-bfloat16-mixed", "qwen3-bfloat16-mixed"])
+ENGINES += ["llama-bfloat16-mixed", "qwen3-bfloat16-mixed"]
+ENGINES += ["llama-bfloat16-native-int8", "qwen3-bfloat16-native-int4", "odd-bfloat16-mixed-int4"]
+ENGINES += ["llama-bfloat16-native-int4", "gpt2-bfloat16-torch-int8", "llama-float32-native-int4"]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> TorchEngine:
-    arch, dtype, by = request.param.split("-")
-    return tiny_engine(configs()[arch], DTYPES[dtype], native=by != "torch", multiplies=by != "mixed")
+    arch, dtype, by, weights = (request.param + "-").split("-")[:4]
+    return tiny_engine(configs()[arch], DTYPES[dtype], native=by != "torch", multiplies=by != "mixed", weights=weights)
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,17 @@ def test_the_draft_model(fields: dict[str, Any], model: str | None) -> None:
     assert (draft.engine and draft.engine.model) == model
 
 
+def test_weights_of_target_and_draft_model_are_chosen_apart() -> None:
+    configurations = Configurations(ClusterSpec(draft_weights="int4", settings=("target.engine.weights=int8",)))
+    target: Any = configurations.of("target", {})
+    draft: Any = configurations.of("draft", {})
+    assert (target.engine.weights, draft.engine.weights) == ("int8", "int4")
+    plain: Any = Configurations(ClusterSpec(weights="int4")).of("draft", {})
+    assert plain.engine.weights == ""
+    with pytest.raises(InvalidRequest, match="draft_weights: expected a draft model to quantise, got 'int8'"):
+        Configurations(ClusterSpec(draft_model="none", draft_weights="int8")).check()
+
+
 def test_pools_share_out_the_cores() -> None:
     one: Any = Configurations(ClusterSpec()).of("target", {})
     many: Any = Configurations(ClusterSpec(targets=64)).of("target", {})

@@ -134,6 +134,7 @@ async def test_a_demo_without_an_answer_fails(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("--set nonsense", "Error: --set: expected target.KEY=VALUE, draft.… or router.…, got 'nonsense'"),
+        ("--model fake --draft-weights int8", "Error: draft_weights: expected a draft model"),
         ("--set target.engine.dtype=int8 --model fake", "Error: target.engine.dtype: expected"),
         ("--targets 0", "Error: targets: expected a whole number, 1 to 64, got 0"),
         ("--config /nowhere.yaml", "Error: --config: expected a readable YAML file, got '/nowhere.yaml'"),

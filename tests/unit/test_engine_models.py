@@ -14,6 +14,7 @@ import torch
 from paceline.engine import models, numerics
 from paceline.engine.fake import fake_tokenizer_files
 from paceline.engine.loading import EngineSpec, load_engine
+from paceline.engine.quantised import scheme_of
 from paceline.engine.tokenizer_files import tokenizer_files
 from paceline.speculation.errors import InvalidRequest, Unavailable, Unsupported
 
@@ -137,6 +138,28 @@ def test_loading_a_folder(folder: Path, home: Path) -> None:
         load_engine(EngineSpec(f"{folder}@layers=3"))
     with pytest.raises(InvalidRequest, match="dtype"):
         load_engine(EngineSpec(str(folder), dtype="int4"))
+
+
+def test_a_quantised_model_is_another_one(folder: Path, home: Path) -> None:
+    names = ("", "int8", "int4")
+    infos = [load_engine(EngineSpec(str(folder), kv_tokens=512, weights=name)).engine.info for name in names]
+    assert [info.model_id for info in infos] == ["tiny-model", "tiny-model@int8", "tiny-model@int4"]
+    assert len({info.fingerprint for info in infos}) == len({info.numerics_class for info in infos}) == 3
+    assert infos[0].numerics["quantisation"] == "none"
+    assert infos[1].numerics["quantisation"] == "int8 with a scale per output"
+    assert infos[2].numerics["quantisation"].endswith("per 32 inputs, head int8 with a scale per output")
+    named = EngineSpec(f"{folder}@layers=1", kv_tokens=512, weights="int8", model_id="mine")
+    assert load_engine(named).engine.info.model_id == "mine"
+    fingerprints = {numerics.fingerprint(folder, layers, None) for layers in (None, 1)}
+    fingerprints |= {numerics.fingerprint(folder, layers, scheme_of("int8")) for layers in (None, 1)}
+    assert len(fingerprints) == 4
+
+
+def test_unknown_weights_are_refused_by_name(folder: Path, home: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"weights: expected int8 or int4.*got 'int2'"):
+        load_engine(EngineSpec(str(folder), weights="int2"))
+    with pytest.raises(Unsupported, match="weights"):
+        load_engine(EngineSpec("fake", weights="int8"))
 
 
 def test_quantised_weights_and_other_models_are_refused(folder: Path, home: Path) -> None:

@@ -49,6 +49,7 @@ def test_an_unknown_nested_key_is_refused_with_its_neighbours() -> None:
         (TargetConfig, {"port": "http"}, "port"),
         (TargetConfig, {"max_draft_tokens": 65}, "max_draft_tokens"),
         (TargetConfig, {"engine": {"dtype": "int8"}}, "engine.dtype"),
+        (TargetConfig, {"engine": {"weights": "int3"}}, "engine.weights"),
         (TargetConfig, {"engine": 3}, "engine"),
         (TargetConfig, {"session_ttl_s": float("nan")}, "session_ttl_s"),
         (RouterConfig, {"verify_deadline_ms": float("inf")}, "verify_deadline_ms"),

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.engine.native import Kernels, LinearArguments, pack
+from paceline.engine.native import Kernels, LinearArguments
+from paceline.engine.packing import pack
+from paceline.engine.quantised import Quantised
 from paceline.speculation.errors import Unsupported
 
 _CACHE_LINE_BYTES = 64
@@ -87,13 +89,15 @@ MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]  # of a weight [out, i
 class NativeLinear(nn.Module):
     """A linear layer over the engine's own products, of any number of rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, kernels: Kernels) -> None:
-        """weight: [out, in]; bias: [out]. Keeps no reference to ``weight``."""
+    def __init__(self, weight: Tensor | Quantised, bias: Tensor | None, *, kernels: Kernels) -> None:
+        """weight: [out, in], see ``pack``; bias: [out]. Keeps no reference to ``weight``."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        packed = pack(weight)
+        self.out_features, self.in_features = packed.outputs, packed.inputs
         self._kernels = kernels
-        self._weight = pack(weight.detach())
+        self._packed = packed  # what the arguments point to
         self._bias = None if bias is None else bias.detach().contiguous()
+        self._arguments = packed.arguments(self._bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows: [..., in] → [..., out]."""
@@ -106,11 +110,11 @@ class NativeLinear(nn.Module):
 
     def arguments(self) -> LinearArguments:
         """What the kernels need to run it themselves."""
-        return LinearArguments(self._weight.data_ptr(), None if self._bias is None else self._bias.data_ptr())
+        return self._arguments
 
     def _multiply(self, rows: Tensor, residual: Tensor | None) -> Tensor:
         out = rows.new_empty(rows.shape[0], self.out_features)
-        self._kernels.product(rows, self._weight, self._bias, residual, out)
+        self._kernels.product(rows, self._arguments, residual, out)
         return out
 
 
@@ -180,14 +184,16 @@ def linear_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return None
 
 
-def native_linears(model: nn.Module, kernels: Kernels | None) -> bool:
-    """Whether the kernels can multiply by every linear layer of a model: they take inputs in pairs."""
+def inputs_divide(model: nn.Module, by: int) -> bool:
+    """Whether every linear layer of a model has a multiple of so many inputs: kernels take that many at once."""
     found = [weights for module in model.modules() if (weights := linear_weights(module)) is not None]
-    return kernels is not None and kernels.multiplies and all(weight.shape[1] % 2 == 0 for weight, _ in found)
+    return all(weight.shape[1] % by == 0 for weight, _ in found)
 
 
-def replace_linears(model: nn.Module, make: MakeLinear) -> None:
+def replace_linears(model: nn.Module, make: MakeLinear, head: nn.Module | None, make_head: MakeLinear) -> None:
     """Replace every linear layer of a model, one at a time so that no second copy of the weights is ever whole.
+
+    ``make_head`` is for the one module that is ``head``.
 
     Raises Unsupported naming the module if weights are multiplied outside a linear layer (mixtures of experts,
     convolutions): a row's bits would depend on the number of rows.
@@ -196,7 +202,7 @@ def replace_linears(model: nn.Module, make: MakeLinear) -> None:
         for name, child in list(parent.named_children()):
             weights = linear_weights(child)
             if weights is not None:
-                setattr(parent, name, make(*weights))
+                setattr(parent, name, (make_head if child is head else make)(*weights))
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue

@@ -12,6 +12,7 @@ import torch
 from paceline.engine import fake, models
 from paceline.engine.interface import Engine
 from paceline.engine.projection import Projector
+from paceline.engine.quantised import scheme_of
 from paceline.engine.tokenizer_files import tokenizer_files
 from paceline.speculation.errors import InvalidRequest, Unsupported
 
@@ -24,12 +25,13 @@ class EngineSpec:
 
     model: str  # demo, a folder, a GGUF file, a Hugging Face id, each with @layers=N; or fake[:options]
     dtype: str = "bfloat16"
+    weights: str = ""  # int8 or int4, see quantised.py; empty keeps those of linear layers in dtype
     device: str = "cpu"
     threads: int | None = None  # CPU threads of a step; None leaves torch's default
     kv_tokens: int = 65536  # KV positions held for all sessions together
     row_tile: int | None = None  # rows of every matrix product; None is what suits the device
     deterministic: bool = True  # see TorchOptions
-    model_id: str = ""  # the name tokens are attributed to; empty derives it from the model
+    model_id: str = ""  # the name tokens are attributed to; empty derives it from the model and its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,10 @@ def load_engine(
     Raises InvalidRequest or Unsupported for a model that cannot be served, Unavailable if it cannot be fetched now.
     """
     say = progress or (lambda line: None)
+    scheme = scheme_of(spec.weights)
     if spec.model.split(":")[0] == fake.NAME:
+        if scheme is not None:
+            raise Unsupported("weights", got=spec.weights, hint="a fake model has none")
         options = fake.parse_options(spec.model)
         engine = fake.FakeEngine(
             options, kv_tokens=spec.kv_tokens, model_id=spec.model_id or spec.model, projectors=projectors
@@ -68,15 +73,21 @@ def _load_torch(
 
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    identity = numerics.fingerprint(local.folder, local.layers)
+    scheme = scheme_of(spec.weights)
+    suffix = "" if scheme is None else f"@{scheme.name}"
+    identity = numerics.fingerprint(local.folder, local.layers, scheme)
     model = load_model(local.folder, dtype=_dtype(spec.dtype), layers=local.layers)
     say("checking that logits do not depend on the batch")
     engine = TorchEngine(
         model,
-        model_id=spec.model_id or local.model_id,
+        model_id=spec.model_id or local.model_id + suffix,
         fingerprint=identity,
         options=TorchOptions(
-            kv_tokens=spec.kv_tokens, row_tile=spec.row_tile, device=spec.device, deterministic=spec.deterministic
+            kv_tokens=spec.kv_tokens,
+            row_tile=spec.row_tile,
+            device=spec.device,
+            deterministic=spec.deterministic,
+            weights=spec.weights,
         ),
         projectors=projectors,
     )
@@ -100,7 +111,9 @@ def load_model(folder: Path, *, dtype: torch.dtype, layers: int | None = None) -
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config: Any = AutoConfig.from_pretrained(str(folder))
     if getattr(config, "quantization_config", None) is not None:
-        raise Unsupported("model", got="quantised weights", hint="use a bfloat16 or float32 model")
+        raise Unsupported(
+            "model", got="quantised weights", hint="use a bfloat16 or float32 model; engine.weights quantises it"
+        )
     if layers is not None:
         cut_layers(config, layers)
     auto: Any = AutoModelForCausalLM

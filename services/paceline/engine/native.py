@@ -47,9 +47,12 @@ class LayerArguments(ctypes.Structure):
 
 
 class LinearArguments(ctypes.Structure):
-    """``Linear`` of layers.cpp."""
+    """``Linear`` of kernels.h."""
 
-    _fields_ = [("weights", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+    _fields_ = [
+        ("weights", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("bits", ctypes.c_long), ("group", ctypes.c_long),
+    ]  # fmt: skip
 
 
 class DecoderArguments(ctypes.Structure):
@@ -104,7 +107,7 @@ class Kernels:
         self._product = None
         self.layers = self.inject = None
         if dtype == torch.bfloat16:
-            self._product = _function(library, "product", *[pointer] * 5, *[long] * 4)
+            self._product = _function(library, "product", *[pointer] * 4, *[long] * 4)
             self.layers = _function(library, "layers", pointer, long, *[pointer] * 5, long)
             self.inject = _function(library, "inject", pointer, long, *[pointer] * 5, long, long)
 
@@ -113,13 +116,18 @@ class Kernels:
         """Whether there are products. Processors with matrix units (AMX) are better served by oneDNN."""
         return self._product is not None and "amx_bf16" not in processor().flags
 
-    def product(self, rows: Tensor, weights: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
-        """out = residual + (rows · weightsᵀ + bias). rows: [N, k]; weights: packed by ``pack``; out: [N, n]."""
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether there are products of quantised weights, which those of oneDNN are not."""
+        return self._product is not None and "avx512vbmi" in processor().flags
+
+    def product(self, rows: Tensor, linear: LinearArguments, residual: Tensor | None, out: Tensor) -> None:
+        """out = residual + (rows · weightsᵀ + bias). rows: [N, k]; linear: of packed weights; out: [N, n]."""
         assert self._product is not None
         assert rows.is_contiguous(), rows.stride()
         self._product(
-            rows.data_ptr(), weights.data_ptr(), _address(bias), _address(residual), out.data_ptr(),
-            rows.shape[0], rows.shape[1], out.shape[1], torch.get_num_threads(),
+            rows.data_ptr(), ctypes.addressof(linear), None if residual is None else residual.data_ptr(),
+            out.data_ptr(), rows.shape[0], rows.shape[1], out.shape[1], torch.get_num_threads(),
         )  # fmt: skip
 
     def norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -148,16 +156,6 @@ class Kernels:
             torch.get_num_threads(),
         )  # fmt: skip
         return tokens
-
-
-def pack(weight: Tensor) -> Tensor:
-    """Weights [n, k] as ``Kernels.product`` wants them: panels of 32 outputs, [panels, k / 2, 32, 2], zero-padded."""
-    outputs, inputs = weight.shape
-    assert inputs % 2 == 0, weight.shape
-    panels = -(-outputs // 32)
-    padded = weight.new_zeros(panels * 32, inputs)
-    padded[:outputs] = weight
-    return padded.view(panels, 32, inputs // 2, 2).transpose(1, 2).contiguous()
 
 
 def kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
@@ -212,7 +210,3 @@ def _function(library: ctypes.CDLL, name: str, *types: type) -> ctypes._NamedFun
     function.argtypes = types
     function.restype = None
     return function
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -13,6 +13,7 @@ import transformers
 from paceline.engine import models
 from paceline.engine.grammar import VERSION as GRAMMAR_VERSION
 from paceline.engine.machine import processor
+from paceline.engine.quantised import Scheme
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import SAMPLER_VERSION
 
@@ -21,8 +22,9 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "a
 _CHUNK_BYTES = 1 << 22
 
 
-def fingerprint(folder: Path, layers: int | None = None) -> str:
-    """SHA-256 over a model folder's weights and configuration, and over how many of its layers are kept.
+def fingerprint(folder: Path, layers: int | None = None, scheme: Scheme | None = None) -> str:
+    """SHA-256 over a model folder's weights and configuration, over how many of its layers are kept, and over how they
+    are quantised.
 
     Reading the weights is done once per state of the files; the result is kept in Paceline's cache.
     Raises InvalidRequest if the folder has no safetensors weights.
@@ -44,7 +46,10 @@ def fingerprint(folder: Path, layers: int | None = None) -> str:
         staged = kept.with_suffix(f".{os.getpid()}")
         staged.write_text(whole)
         staged.replace(kept)
-    return whole if layers is None else hashlib.sha256(f"{whole}@layers={layers}".encode()).hexdigest()
+    for change in (None if layers is None else f"layers={layers}", scheme):
+        if change is not None:
+            whole = hashlib.sha256(f"{whole}@{change}".encode()).hexdigest()
+    return whole
 
 
 def _canonical_config(folder: Path) -> str:
@@ -81,7 +86,6 @@ def facts(*, fingerprint: str, dtype: torch.dtype, device: torch.device, engine:
     return {
         "weights": fingerprint,
         "dtype": str(dtype).removeprefix("torch."),
-        "quantisation": "none",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "tensor_parallel": "1",

@@ -19,14 +19,28 @@ from paceline.engine.linear import (
     MakeLinear,
     NativeLinear,
     TiledLinear,
-    native_linears,
+    inputs_divide,
     packing_works,
     replace_linears,
 )
 from paceline.engine.native import Kernels
 from paceline.engine.native_attention import NativeAttention, layer_arguments
+from paceline.engine.quantised import Scheme, quantise
 
 _WITNESS_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How linear layers are multiplied by."""
+
+    name: str  # native, packed, plain or free; native int8 or native int4
+    row_tile: int
+    make: MakeLinear  # of weights as they are
+    make_layer: MakeLinear  # of a model's layers: quantised, if its weights are
+    make_head: MakeLinear
+    native: bool
+    quantisation: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +50,16 @@ class Prepared:
     shapes: list[LayerShape]
     layout: Layout
     kernels: Kernels | None
-    matmul: str  # native, packed, plain or free
+    products: Products
     fused: int  # layers that run fused
-    make: MakeLinear  # of the products it runs on
 
     def facts(self) -> dict[str, str]:
         """What of it fixes bits."""
         tile = self.layout.query_tile
         return {
             "row_tile": str(self.layout.row_tile),
-            "matmul": self.matmul,
+            "matmul": self.products.name,
+            "quantisation": self.products.quantisation,
             "attention": "native" if self.kernels else f"float32 tree, query tile {tile}, block {KV_BLOCK}",
             "native": self.kernels.identity if self.kernels else "none",
             "fused_layers": str(self.fused),
@@ -53,8 +67,11 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(model: Any, layout: Layout, *, row_tile: int | None, deterministic: bool = True) -> Prepared:
-    """Change ``model`` in place. ``layout`` is that of a model yet unknown; row_tile None is what suits the products.
+def prepare(
+    model: Any, layout: Layout, *, row_tile: int | None, deterministic: bool = True, scheme: Scheme | None = None
+) -> Prepared:
+    """Change ``model`` in place. ``layout`` is that of a model yet unknown; row_tile None is what suits the products;
+    with a scheme, weights of linear layers are quantised.
 
     Raises Unsupported for models whose bits could not be kept.
     """
@@ -67,11 +84,10 @@ def prepare(model: Any, layout: Layout, *, row_tile: int | None, deterministic: 
     shapes = shape_probe.shapes(model.config.get_text_config().num_hidden_layers)
     if any(shape.key_dim > native.MAX_KEY_DIM for shape in shapes):
         kernels = None
-    if deterministic:
-        matmul, tile, make = _products(model, kernels, device, row_tile)
-    else:
-        matmul, tile, make = "free", 1, _free(device, model.dtype)
-    layout = replace(layout, row_tile=tile, ragged=kernels is not None)
+    products = _products(model, kernels, device, row_tile, deterministic=deterministic)
+    if scheme is not None:
+        products = _quantised(model, kernels, products, row_tile, scheme)
+    layout = replace(layout, row_tile=products.row_tile, ragged=kernels is not None)
     fused = 0
     if kernels is not None:
         check = _Check(shapes, layout, kernels)
@@ -79,27 +95,60 @@ def prepare(model: Any, layout: Layout, *, row_tile: int | None, deterministic: 
             options = shape_probe.options.get(place, {})
             if place not in witnesses or not looks_like_llama(layer, shapes[place], options):
                 continue
-            candidate = FusedLayer(layer, _arguments(layer, shapes[place], options), kernels, make)
+            arguments = _arguments(layer, shapes[place], options)
+            candidate = FusedLayer(layer, arguments, kernels, products.make)
             if check.passes(candidate, witnesses[place]):
-                layers[place] = candidate
+                quantised = scheme is not None  # a shape that is right with weights as they are is right with any
+                layers[place] = FusedLayer(layer, arguments, kernels, products.make_layer) if quantised else candidate
                 fused += 1
-        if fused == len(shapes) and matmul == "native":
+        if fused == len(shapes) and products.native:
             model.get_decoder().layers = nn.ModuleList([FusedStack([*layers], kernels)])
-    replace_linears(model, make)
-    return Prepared(shapes, layout, kernels, matmul, fused, make)
+    replace_linears(model, products.make_layer, model.get_output_embeddings(), products.make_head)
+    return Prepared(shapes, layout, kernels, products, fused)
 
 
 def _products(
-    model: nn.Module, kernels: Kernels | None, device: torch.device, row_tile: int | None
-) -> tuple[str, int, MakeLinear]:
-    """Which products a model runs on, their row tile, and what makes its linear layers."""
-    if kernels is not None and native_linears(model, kernels):
-        return "native", row_tile or 1, lambda weight, bias: NativeLinear(weight, bias, kernels=kernels)
-    tile = row_tile or (16 if device.type == "cpu" else 64)
+    model: nn.Module, kernels: Kernels | None, device: torch.device, row_tile: int | None, *, deterministic: bool
+) -> Products:
+    """Which products a model runs on with its weights as they are."""
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]  # nn.Module attributes are untyped
+    if not deterministic:
+        make = _free(device, dtype)
+        return Products("free", 1, make, make, make, native=False)
+    if kernels is not None and kernels.multiplies and inputs_divide(model, 2):
+        make = _native(kernels)
+        return Products("native", row_tile or 1, make, make, make, native=True)
+    tile = row_tile or (16 if device.type == "cpu" else 64)
     packed = device.type == "cpu" and packing_works(dtype, tile)
-    name = "packed" if packed else "plain"
-    return name, tile, lambda weight, bias: TiledLinear(weight, bias, row_tile=tile, packed=packed)
+
+    def tiled(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return TiledLinear(weight, bias, row_tile=tile, packed=packed)
+
+    return Products("packed" if packed else "plain", tile, tiled, tiled, tiled, native=False)
+
+
+def _quantised(
+    model: nn.Module, kernels: Kernels | None, products: Products, row_tile: int | None, scheme: Scheme
+) -> Products:
+    """The products of quantised weights: of their integers, or of the numbers they stand for."""
+    if kernels is not None and kernels.multiplies_integers and inputs_divide(model, 4):
+        name, tile, make = f"native {scheme.name}", row_tile or 1, _native(kernels)
+        layer, head = (_native_integers(kernels, bits) for bits in (scheme.bits, scheme.head_bits))
+        return Products(name, tile, make, layer, head, native=True, quantisation=str(scheme))
+    layer, head = (_dequantising(products.make, bits) for bits in (scheme.bits, scheme.head_bits))
+    return replace(products, make_layer=layer, make_head=head, quantisation=str(scheme))
+
+
+def _native(kernels: Kernels) -> MakeLinear:
+    return lambda weight, bias: NativeLinear(weight, bias, kernels=kernels)
+
+
+def _native_integers(kernels: Kernels, bits: int) -> MakeLinear:
+    return lambda weight, bias: NativeLinear(quantise(weight, bits), bias, kernels=kernels)
+
+
+def _dequantising(make: MakeLinear, bits: int) -> MakeLinear:
+    return lambda weight, bias: make(quantise(weight, bits).dequantised(weight.dtype), bias)
 
 
 def _free(device: torch.device, dtype: torch.dtype) -> MakeLinear:

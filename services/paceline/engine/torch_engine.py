@@ -28,6 +28,7 @@ from paceline.engine.pages import PAGE, BlockTable, context_exceeded
 from paceline.engine.prefix import salt_of
 from paceline.engine.prepare import prepare
 from paceline.engine.projection import Projection, Projector
+from paceline.engine.quantised import scheme_of
 from paceline.engine.taps import Tapped, Taps
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import Row, sample
@@ -46,6 +47,7 @@ class TorchOptions:
     query_tile: int = 8  # rows of a session attention takes together
     device: str = "cpu"
     deterministic: bool = True  # False leaves row counts of products, and so the bits, to whatever a step holds
+    weights: str = ""  # int8 or int4; empty keeps them as they are
 
 
 class TorchEngine:
@@ -67,7 +69,7 @@ class TorchEngine:
 
         Raises:
             Unsupported: the model's bits could not be kept, or its layers' outputs are out of reach.
-            InvalidRequest: a projector does not fit the model.
+            InvalidRequest: a projector does not fit the model, or ``options.weights`` are no scheme.
         """
         self._device = torch.device(options.device)
         config = model.config.get_text_config()
@@ -75,7 +77,13 @@ class TorchEngine:
         self._dtype: torch.dtype = model.dtype
         self._model = model.eval().requires_grad_(False).to(self._device)
         layout = Layout(1, options.query_tile, 1, self._device)
-        self._prepared = prepare(self._model, layout, row_tile=options.row_tile, deterministic=options.deterministic)
+        self._prepared = prepare(
+            self._model,
+            layout,
+            row_tile=options.row_tile,
+            deterministic=options.deterministic,
+            scheme=scheme_of(options.weights),
+        )
         self._layout = replace(self._prepared.layout, max_blocks=self._max_blocks())
         self._table = BlockTable(options.kv_tokens)
         self._widths = {each.fingerprint: each.width for each in projectors}
@@ -233,7 +241,7 @@ class TorchEngine:
         if projector.weight.shape[1] != inputs:
             expected = f"a projector of {len(projector.layers)} layers of {self._info.hidden_size}: {inputs} inputs"
             raise InvalidRequest("projectors", expected=expected, got=projector.weight.shape[1])
-        return Projection(projector, self._prepared.make, self._prepared.kernels, self._store.keys[0])
+        return Projection(projector, self._prepared.products.make, self._prepared.kernels, self._store.keys[0])
 
     def _logits(self, batch: Batch) -> Tensor:
         arguments = {"input_ids": batch.input_ids, "position_ids": batch.positions, "use_cache": False}

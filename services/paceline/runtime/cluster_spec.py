@@ -34,6 +34,10 @@ class ClusterSpec:
     """`none` runs draft workers without one; by default demo@layers=6 for the demo model, none for others."""
     dtype: str | None = None
     """Of both models; None for the services' default."""
+    weights: str | None = None
+    """Of the target: int8 or int4; None keeps them as they are."""
+    draft_weights: str | None = None
+    """Of the draft model."""
     threads: int | None = None
     """CPU threads of each worker; by default each pool shares out all cores, since draft and verify steps alternate."""
     http_port: int = 0
@@ -107,11 +111,15 @@ class Configurations:
         if service == "draft":
             model = spec.draft_model or ("demo@layers=6" if spec.model == "demo" else NO_MODEL)
         if model == NO_MODEL:
+            if spec.draft_weights is not None:
+                raise InvalidRequest("draft_weights", expected="a draft model to quantise", got=spec.draft_weights)
             return {"engine": None, "drafters": ["ngram"]}
         pool = max(1, spec.targets if service == "target" else spec.drafts)
         threads = spec.threads or max(1, _cores() // pool)
-        dtype = {} if spec.dtype is None else {"engine.dtype": spec.dtype}
-        return {"engine.model": model, "engine.threads": threads, **dtype}
+        weights = spec.weights if service == "target" else spec.draft_weights
+        options = {"engine.dtype": spec.dtype, "engine.weights": weights}
+        given = {key: value for key, value in options.items() if value is not None}
+        return {"engine.model": model, "engine.threads": threads, **given}
 
 
 def _cores() -> int:

@@ -39,7 +39,9 @@ class EngineConfig(Closed):
     model_id: str = ""
     """The name tokens are attributed to; by default derived from the model."""
     dtype: str = Field("bfloat16", pattern="^(float32|bfloat16|float16)$")
-    """Type of weights and KV state."""
+    """Type of activations and KV state, and of weights that are not quantised."""
+    weights: str = Field("", pattern="^(int8|int4)?$")
+    """int8 or int4 quantises the weights of linear layers when they are loaded; another model, by another name."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1, le=512)

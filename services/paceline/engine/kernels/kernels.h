@@ -27,6 +27,15 @@ struct Step {
     long threads;
 };
 
+// Weights packed as weights.h says, and what goes with them; a null bias is none.
+struct Linear {
+    const void* weights;
+    const bf16* scales;  // [panels, groups, 1 or 2, 32]: see weights.h; null where there are none
+    const bf16* bias;    // [outputs]
+    long bits;           // of a weight: 16 is bfloat16; 8 and 4 are integers
+    long group;          // inputs of a group; the last one may have fewer
+};
+
 // One layer's inputs: row r, head h begins at r * row stride + h * head stride.
 struct Inputs {
     const void *query, *key, *value;
@@ -38,8 +47,7 @@ struct Inputs {
 }
 
 // To be called by every thread of a team; each ends in a barrier.
-void product(const bf16* x, const bf16* weights, const bf16* bias, const bf16* residual, bf16* out, long rows, long k,
-             long n);
+void product(const bf16* x, const Linear& l, const bf16* residual, bf16* out, long rows, long k, long n);
 void norm(const bf16* x, const bf16* weight, float eps, bf16* out, long rows, long width);
 void gate(const bf16* both, bf16* out, long rows, long width);
 void attend(const Layer& l, const Step& s, const Inputs& in);

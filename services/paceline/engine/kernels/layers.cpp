@@ -3,11 +3,6 @@
 
 #ifdef __AVX512BF16__
 extern "C" {
-// Packed weights and their bias, or null.
-struct Linear {
-    const bf16 *weights, *bias;
-};
-
 struct Decoder {
     Layer attention;
     Linear inward, outward, widen, narrow;  // q, k, v together; o; gate and up together; down
@@ -29,7 +24,7 @@ void paceline_inject(const Injected* layers, long count, const Step* step, const
     for (long i = 0; i < count; i++) {
         const Layer& a = layers[i].attention;
         const long keys = a.kv_heads * a.key_dim;
-        product(x, layers[i].inward.weights, layers[i].inward.bias, nullptr, room, rows, width, 2 * keys);
+        product(x, layers[i].inward, nullptr, room, rows, width, 2 * keys);
         const Inputs inputs{nullptr, room,      room + keys, 0,   0,   2 * keys, a.key_dim,
                             2 * keys, a.key_dim, cos,         sin, nullptr, nullptr};
         write(a, *step, inputs);
@@ -48,15 +43,15 @@ void paceline_layers(const Decoder* decoders, long count, const Step* step, bf16
         bf16 *normed = room, *inward = normed + rows * d.width, *rotated = inward + rows * packed;
         bf16 *attended = rotated + rows * queries, *both = attended + rows * queries, *gated = both + rows * 2 * d.inner;
         norm(x, d.norms[0], float(d.eps[0]), normed, rows, d.width);
-        product(normed, d.inward.weights, d.inward.bias, nullptr, inward, rows, d.width, packed);
+        product(normed, d.inward, nullptr, inward, rows, d.width, packed);
         const Inputs inputs{inward,    inward + queries, inward + queries + keys, packed, a.key_dim, packed, a.key_dim,
                             packed,    a.key_dim,        cos,                     sin,    rotated,   attended};
         attend(a, *step, inputs);
-        product(attended, d.outward.weights, d.outward.bias, x, x, rows, queries, d.width);
+        product(attended, d.outward, x, x, rows, queries, d.width);
         norm(x, d.norms[1], float(d.eps[1]), normed, rows, d.width);
-        product(normed, d.widen.weights, d.widen.bias, nullptr, both, rows, d.width, 2 * d.inner);
+        product(normed, d.widen, nullptr, both, rows, d.width, 2 * d.inner);
         gate(both, gated, rows, d.inner);
-        product(gated, d.narrow.weights, d.narrow.bias, x, x, rows, d.inner, d.width);
+        product(gated, d.narrow, x, x, rows, d.inner, d.width);
     }
 }
 }
