@@ -19,8 +19,8 @@ def shown(module: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("package", ["target", "draft"])
-def test_a_worker_waits_briefly_and_says_so_before_torch_is_loaded(package: str) -> None:
+@pytest.mark.parametrize("package", ["target", "draft", "training"])
+def test_a_process_that_computes_waits_briefly_and_says_so_before_torch_is_loaded(package: str) -> None:
     assert int(shown(f"paceline.{package}")) < 1000
     loaded = subprocess.run(
         [sys.executable, "-c", f"import paceline.{package}, sys; print('torch' in sys.modules)"],
