@@ -112,7 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--from-answers", action="store_true", help="ask nothing; take the answers there are")
     add("--part", default="0/1", metavar="I/N", help="answer every Nth prompt, from the Ith on, beside other processes")
     _add_recipe(parser)
-    add("--layers", metavar="L,…", help="layers kept, -1 for the embedding (default: five, spread as DeepSpec does)")
+    add(
+        "--layers",
+        metavar="L,…",
+        help="layers kept; =-1,… begins with the embedding (default: five, spread as DeepSpec does)",
+    )
     add("--min-loss-tokens", type=int, default=1, metavar="N", help="samples with fewer of its own tokens are left out")
     add("--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="size of a shard")
     add("--sessions", type=int, default=128, metavar="N", help="answers under way at once")
