@@ -28,8 +28,8 @@ def run(options: Options, say: Say) -> None:
     """Do what is asked. Raises InvalidRequest or Unsupported by name, and what loading a model raises."""
     loaded = load_engine(
         EngineSpec(
-            model=options.model, dtype=options.dtype, device=options.device, threads=options.threads,
-            kv_tokens=options.kv_tokens,
+            model=options.model, dtype=options.dtype, weights=options.weights, device=options.device,
+            threads=options.threads, kv_tokens=options.kv_tokens,
         ),
         say,
     )  # fmt: skip

@@ -34,6 +34,7 @@ class Options:
     kv_tokens: int
     threads: int | None
     dtype: str
+    weights: str
     device: str
     asks: bool  # whether prompts are to be answered
 
@@ -76,6 +77,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         kv_tokens=given.kv_tokens,
         threads=given.threads,
         dtype=given.dtype,
+        weights=given.weights,
         device=given.device,
         asks=not given.from_answers,
     )  # fmt: skip
@@ -124,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-tokens", type=int, default=98304, metavar="N", help="KV positions held for all answers together")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     add("--dtype", default="bfloat16", help="type of weights and KV state")
+    add("--weights", default="", help="int8 or int4: a quantised target is another target")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     return parser
 
