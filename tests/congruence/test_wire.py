@@ -143,7 +143,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     )
 
 
-draft_tasks = st.builds(DraftTask, fences, tokens, u32, u32, u64, traces)
+draft_tasks = st.builds(DraftTask, fences, tokens, u32, u32, u64, u64, u64, traces)
 draft_results = st.builds(DraftResult, fences, proposals() | resyncs, timings)
 # Confidences stay with the router, which decided with them what to send.
 sent = proposals().map(lambda proposal: replace(proposal, confidence=()))

@@ -20,6 +20,7 @@ CHEAP = Cost()
 ANY_SPECULATION = (
     SpeculationParams(),
     SpeculationParams(drafter="ngram"),
+    SpeculationParams(drafter="model"),
     *(SpeculationParams(SpeculationMode.FIXED, k) for k in range(1, 9)),
     SpeculationParams(SpeculationMode.OFF),
 )

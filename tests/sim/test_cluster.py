@@ -100,7 +100,9 @@ def duration(cohorts: int, cost: Cost, draft_run_s: tuple[float, float]) -> floa
     """Virtual seconds until sixteen sessions of 100 tokens have ended."""
     calm = Weather(delay_min_s=0.0001, delay_max_s=0.0003)
     base = Scenario(targets=1, drafts=1, sessions=16, arrivals_s=0.01, output=(100, 101), weather=calm)
-    scenario = replace(base, cost=cost, draft_run_s=draft_run_s, policy=replace(base.policy, cohorts=cohorts))
+    drafting = tuple(SpeculationParams(SpeculationMode.FIXED, k) for k in (0, 0, 3, 4, 5, 6))
+    policy = replace(base.policy, cohorts=cohorts)
+    scenario = replace(base, cost=cost, draft_run_s=draft_run_s, policy=policy, speculation=drafting)
     return run(3, scenario)[0].world.now
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.draft.worker import DraftWorker
+from paceline.drafters.choice import chooser
 from paceline.drafters.model import ModelDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
@@ -177,7 +178,7 @@ class SimDraft:
     def start(self) -> None:
         self.alive, self.life = True, self.life + 1
         guess = SimEngine(GUESS, sleep=None, duration=lambda _: 0.0, model_id="guess")
-        drafters = (ModelDrafter(guess), NgramDrafter())
+        drafters = (chooser(ModelDrafter(guess), NgramDrafter(), clock=lambda: self.world.now), NgramDrafter())
         self.worker = DraftWorker(drafters, drafters[0].name, incarnation=f"{self.address}#{self.life}")
 
     def crash(self) -> None:
@@ -187,7 +188,7 @@ class SimDraft:
     def info(self) -> DraftInfo:
         return DraftInfo(
             incarnation=self.worker.incarnation,
-            drafters=tuple(DrafterInfo(name) for name in self.worker.drafters),
+            drafters=tuple(DrafterInfo(name) for name in self.worker.names),
             default_drafter=self.worker.default,
             max_sessions=64,
             max_draft_tokens=self.worker.max_draft_tokens,

@@ -35,8 +35,9 @@ def test_what_is_offered_is_described() -> None:
     offered = assemble(config(), lines.append)
     described = describe(config(), offered, "i")
     assert (described.protocol_version, described.sampler_version) == (PROTOCOL_VERSION, SAMPLER_VERSION)
-    assert [drafter.name for drafter in described.drafters] == ["ngram", "model"]
-    ngram, model = (drafter.model for drafter in described.drafters)
+    assert [drafter.name for drafter in described.drafters] == ["ngram", "auto", "model"]
+    ngram, auto, model = (drafter.model for drafter in described.drafters)
+    assert auto == model
     assert (ngram.model_id, ngram.tokenizer_fingerprint) == ("ngram", "")
     assert (model.model_id, model.vocab_size, len(model.tokenizer_fingerprint)) == ("small", 258, 64)
     assert described.limits.kv_tokens == 65536
@@ -50,6 +51,7 @@ def test_what_is_offered_is_described() -> None:
         ({"drafters": ["ngram", "eagle"]}, "drafters"),
         ({"drafters": ["ngram", "ngram"]}, "drafters"),
         ({"drafters": ["model"]}, "default_drafter"),
+        ({"drafters": ["ngram", "auto"]}, "drafters"),
         ({"engine": None}, "engine"),
         ({"ngram_min": 6}, "ngram_min"),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from paceline.drafters.interface import Drafter
+from paceline.drafters.choice import NAME as AUTO
+from paceline.drafters.choice import chooser
+from paceline.drafters.interface import Drafter, SharedDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.runtime import text
 from paceline.runtime.command import Progress
@@ -39,16 +41,17 @@ def assemble(config: DraftConfig, progress: Progress) -> list[Offered]:
         Unsupported, Unavailable: see ``load_engine``.
     """
     if not config.drafters:
-        raise InvalidRequest("drafters", expected=f"one or more of {', '.join(_MAKERS)}", got=[])
+        raise InvalidRequest("drafters", expected=f"one or more of {', '.join(_NAMES)}", got=[])
     for name in config.drafters:
-        if name not in _MAKERS:
-            raise InvalidRequest("drafters", expected=f"names among {', '.join(_MAKERS)}", got=name)
+        if name not in _NAMES:
+            raise InvalidRequest("drafters", expected=f"names among {', '.join(_NAMES)}", got=name)
     if len(set(config.drafters)) != len(config.drafters):
         raise InvalidRequest("drafters", expected="each name once", got=list(config.drafters))
     if config.default_drafter not in config.drafters:
         expected = f"one of the drafters offered ({', '.join(config.drafters)})"
         raise InvalidRequest("default_drafter", expected=expected, got=config.default_drafter)
-    return [_MAKERS[name](config, progress) for name in config.drafters]
+    offered = [_MAKERS[name](config, progress) for name in config.drafters if name != AUTO]
+    return _with_choice(config, offered) if AUTO in config.drafters else offered
 
 
 def describe(config: DraftConfig, offered: list[Offered], incarnation: str) -> pb.DraftDescription:
@@ -65,11 +68,29 @@ def describe(config: DraftConfig, offered: list[Offered], incarnation: str) -> p
             max_message_bytes=MAX_MESSAGE_BYTES,
         ),
         drafters=[
-            pb.DrafterDescription(name=each.drafter.name, model=each.model, needs_features=each.drafter.needs_features)
+            pb.DrafterDescription(name=name, model=each.model, needs_features=each.drafter.needs_features)
             for each in offered
+            for name in _names(each.drafter)
         ],
         default_drafter=config.default_drafter,
     )
+
+
+def _names(drafter: Drafter) -> Iterator[str]:
+    yield drafter.name
+    if isinstance(drafter, SharedDrafter):
+        yield from drafter.others
+
+
+def _with_choice(config: DraftConfig, offered: list[Offered]) -> list[Offered]:
+    """The best of the models, one on the target's hidden states if there is one, drafts for ``auto`` as well."""
+    models = [each for each in offered if each.drafter.name != NgramDrafter.name]
+    if not models:
+        expected = "a drafter beside ngram for auto to choose from"
+        raise InvalidRequest("drafters", expected=expected, got=list(config.drafters))
+    best = max(models, key=lambda each: each.drafter.needs_features)
+    choice = chooser(best.drafter, NgramDrafter(config.ngram_min, config.ngram_max))
+    return [replace(each, drafter=choice) if each is best else each for each in offered]
 
 
 def _ngram(config: DraftConfig, progress: Progress) -> Offered:
@@ -105,3 +126,4 @@ def _model(config: DraftConfig, progress: Progress) -> Offered:
 
 
 _MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {"ngram": _ngram, "model": _model}
+_NAMES = (*_MAKERS, AUTO)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from paceline.draft.lane import Answer, Batch, Lane, Outcome
 from paceline.draft.sessions import MICRO, HeldSession, Waiting
-from paceline.drafters.interface import Ask, Drafter
+from paceline.drafters.interface import Ask, Drafter, SharedDrafter
 from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease
 from paceline.speculation.messages import (
     DraftResult,
@@ -56,7 +56,11 @@ class DraftWorker:
         session_ttl_s: float = 300.0,
     ) -> None:
         self._lanes = {drafter.name: Lane(drafter) for drafter in drafters}
-        if len(self._lanes) != len(drafters):
+        self._others: dict[str, tuple[str, str]] = {}  # further names of drafters: theirs, and who drafts
+        for drafter in drafters:
+            if isinstance(drafter, SharedDrafter):
+                self._others |= {name: (drafter.name, model_id) for name, model_id in drafter.others.items()}
+        if len(self._lanes) != len(drafters) or not self._others.keys().isdisjoint(self._lanes):
             raise InvalidRequest("drafters", expected="different names", got=[drafter.name for drafter in drafters])
         self.default = default
         self._lane(default, "default_drafter")
@@ -67,8 +71,13 @@ class DraftWorker:
 
     @property
     def drafters(self) -> tuple[str, ...]:
-        """Names of the drafters offered."""
+        """Names of the drafters, those that some go by beside their own left out."""
         return tuple(self._lanes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that sessions may ask for."""
+        return (*self._lanes, *self._others)
 
     @property
     def sessions(self) -> int:
@@ -77,7 +86,8 @@ class DraftWorker:
 
     def model_id(self, drafter: str) -> str:
         """What the draft tokens of that drafter (empty: the default) are attributed to. Raises InvalidRequest."""
-        return self._lane(drafter or self.default).drafter.model_id
+        name = drafter or self.default
+        return self._others[name][1] if name in self._others else self._lane(name).drafter.model_id
 
     def open(self, opening: SessionOpen, now: float) -> None:
         """Open a session, or open it again under a larger lease epoch. The same opening twice changes nothing.
@@ -141,7 +151,7 @@ class DraftWorker:
         if not held.append(task):
             return DraftResult(fence, Resync(ResyncReason.PREFIX_MISMATCH, held.known_len))
         held.begin(fence)
-        lane = self._lanes[held.session.drafter]
+        lane = self._lane(held.session.drafter)
         lane.queue.pop(fence.session_id, None)
         # The round commits one token beyond the accepted ones, so the last token left needs no draft.
         count = min(task.max_draft_tokens, self.max_draft_tokens, held.tokens_left - 1)
@@ -201,7 +211,7 @@ class DraftWorker:
     def check_integrity(self) -> None:
         """Raises AssertionError, telling the terms, if the books don't add up."""
         for name, lane in self._lanes.items():
-            mine = {key for key, held in self._sessions.items() if held.session.drafter == name}
+            mine = {key for key, held in self._sessions.items() if self._lane(held.session.drafter) is lane}
             opening = {key for key, session in lane.changes.items() if session is not None}
             closing = lane.changes.keys() - opening
             assert mine == (lane.told - closing) | opening, (name, mine, lane.told, lane.changes)
@@ -215,9 +225,10 @@ class DraftWorker:
         assert self._waiting() <= self.max_queue, (self._waiting(), self.max_queue)
 
     def _lane(self, name: str, field_name: str = "drafter") -> Lane:
-        lane = self._lanes.get(name)
+        own, _ = self._others.get(name, (name, ""))
+        lane = self._lanes.get(own)
         if lane is None:
-            offered = ", ".join(self._lanes) or "none"
+            offered = ", ".join(self.names) or "none"
             raise InvalidRequest(field_name, expected=f"a drafter offered here ({offered})", got=name)
         return lane
 
@@ -237,7 +248,7 @@ class DraftWorker:
 
     def _drop(self, session_id: str) -> None:
         held = self._sessions.pop(session_id)
-        self._lanes[held.session.drafter].forget(session_id)
+        self._lane(held.session.drafter).forget(session_id)
 
     def _answer(self, waiting: Waiting, proposal: Proposal, started: float, ended: float, now: float) -> Answer | None:
         fence = waiting.task.fence
@@ -254,7 +265,8 @@ class DraftWorker:
 
 def _ask(waiting: Waiting, now: float) -> Ask:
     fence = waiting.task.fence
-    return Ask(fence.session_id, fence.base_len, waiting.max_tokens, waiting.deadline_s - now)
+    token_s, row_s = waiting.task.token_us / MICRO, waiting.task.row_us / MICRO
+    return Ask(fence.session_id, fence.base_len, waiting.max_tokens, waiting.deadline_s - now, token_s, row_s)
 
 
 def _empty(drafter: Drafter) -> Proposal:

@@ -56,6 +56,8 @@ class Ask:
     base_len: int
     max_tokens: int  # K >= 1
     budget_s: float = math.inf  # the answer is of no use after this long from the start of the batch
+    token_s: float = 0.0  # time in which a token is committed; 0 = not known
+    row_s: float = 0.0  # what each token that is verified adds to a step
 
     def __post_init__(self) -> None:
         assert self.base_len > 0, self
@@ -108,6 +110,16 @@ class Drafter(Protocol):
 
     def propose(self, asks: Sequence[Ask]) -> list[Proposal]:
         """One proposal per ask, in order; possibly empty. Asks name opened sessions, each at most once. Blocks."""
+        ...
+
+
+@runtime_checkable
+class SharedDrafter(Drafter, Protocol):
+    """A drafter that also serves sessions of other names: a DraftSession says by which it was asked for."""
+
+    @property
+    def others(self) -> dict[str, str]:
+        """Those other names, and the model that drafts under each."""
         ...
 
 

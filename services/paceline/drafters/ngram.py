@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from paceline.drafters.interface import Ask, DraftSession
 from paceline.speculation.errors import InvalidRequest
@@ -21,7 +22,16 @@ from paceline.speculation.messages import Proposal, SparseDistribution
 MODEL_ID = "ngram"
 WINDOW_TOKENS = 65_536  # of one session; older occurrences are forgotten
 TOTAL_TOKENS = 524_288  # indexed for all sessions together: about 150 bytes for each and each n
+MATCH_TOKENS = 32  # how far back an agreement is followed: beyond that it says no more
 CATCH_UP_TOKENS = 16_384  # indexed in one call: about 20 ms, so that a long prompt doesn't hold up the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a lookup found, and how long the text was that it found again: 0 if none, MATCH_TOKENS at most."""
+
+    proposal: Proposal
+    matched: int
 
 
 class NgramIndex:
@@ -114,8 +124,12 @@ class NgramDrafter:
         self._drop_index(session_id)
 
     def propose(self, asks: Sequence[Ask]) -> list[Proposal]:
+        return [found.proposal for found in self.look_up(asks)]
+
+    def look_up(self, asks: Sequence[Ask]) -> list[Lookup]:
+        """As ``propose``, and how much each rests on."""
         left = self._catch_up
-        proposals = []
+        found = []
         for ask in asks:
             session = self._sessions[ask.session_id]
             tokens = session.tokens
@@ -124,12 +138,12 @@ class NgramDrafter:
             index.extend(tokens, min(ask.base_len, before + left))
             left -= index.length - before
             self._indexed += self._weight(index) - weight
-            draft = _continue(tokens, index, ask.max_tokens) if index.length == ask.base_len else ()
+            draft, matched = _continue(tokens, index, ask.max_tokens) if index.length == ask.base_len else ((), 0)
             # What a lookup finds is drawn from nothing: it is certain.
             certain = tuple(SparseDistribution((token,), (1.0,)) for token in draft) if session.sampling.rejects else ()
-            proposals.append(Proposal(draft, self.name, self.model_id, distributions=certain))
+            found.append(Lookup(Proposal(draft, self.name, self.model_id, distributions=certain), matched))
         self._evict()
-        return proposals
+        return found
 
     def _index(self, session_id: str) -> NgramIndex:
         index = self._indexes.get(session_id)
@@ -151,12 +165,18 @@ class NgramDrafter:
             self._drop_index(next(iter(self._indexes)))
 
 
-def _continue(tokens: Sequence[int], index: NgramIndex, count: int) -> tuple[int, ...]:
+def _continue(tokens: Sequence[int], index: NgramIndex, count: int) -> tuple[tuple[int, ...], int]:
     end = index.find(tokens)
     if end is None:
-        return ()
+        return (), 0
     draft: list[int] = []
     for source in range(end, end + count):
         # Past the text's end the match reads its own draft; end < length, so that token is there already.
         draft.append(tokens[source] if source < index.length else draft[source - index.length])
-    return tuple(draft)
+    return tuple(draft), _agreement(tokens, end, index.length)
+
+
+def _agreement(tokens: Sequence[int], end: int, length: int) -> int:
+    """How many tokens before ``end`` are those before ``length``."""
+    most = min(end, MATCH_TOKENS)
+    return next((n for n in range(most) if tokens[end - 1 - n] != tokens[length - 1 - n]), most)

@@ -38,18 +38,19 @@ class Runner:
         session = answer.session
         lease = session.leases.opened(Side.DRAFT)
         draft = self.registry.drafts.get(lease.worker) if lease is not None else None
-        k = 0
+        k, price = 0, (0.0, 0.0)
         if draft is not None:
             load = self.cohorts_of(answer).load(answer.session_id)
             k = session.draft_tokens(now, self.policy.default_k, self._room(answer, draft), load)
             if k and not draft.breaker.allows(answer.session_id, now):
                 k = 0
+            price = session.payoff.prices(k, load) if session.payoff is not None else price
         wait = draft is None or draft.breaker.closed
         actions = session.begin(now, k, lambda round_id: self.spans.start_round(answer.span, round_id), wait=wait)
         deadline = session.draft_deadline if session.phase is Phase.DRAFTING else None
         cohorts = self.cohorts_of(answer)
         cohorts.begin(answer.session_id, now, deadline, alone=session.rounds_on_target == 0)
-        self.act(answer, actions, now)
+        self.act(answer, [_priced(action, *price) for action in actions], now)
 
     def on_draft(self, answer: Answer, result: DraftResult, now: float) -> None:
         """One session's answer in a draft worker's message."""
@@ -238,6 +239,13 @@ class Runner:
         context = answer.model.context_length - len(answer.session.tokens) - 1
         limits = [limit for limit in (draft.info.max_draft_tokens, answer.model.max_draft_tokens) if limit]
         return max(0, min([context, *limits]))
+
+
+def _priced(action: Action, token_s: float, row_s: float) -> Action:
+    """A question with what time is worth."""
+    if not isinstance(action, AskDraft):
+        return action
+    return replace(action, task=replace(action.task, token_us=int(token_s * 1e6), row_us=int(row_s * 1e6)))
 
 
 def _within(result: DraftResult, vocab_size: int) -> DraftResult:

@@ -88,8 +88,8 @@ class DraftConfig(Worker):
 
     engine: EngineConfig | None = EngineConfig(model="demo@layers=6")
     """The draft model of the `model` drafter; null runs without one."""
-    drafters: tuple[str, ...] = ("ngram", "model")
-    """Drafters offered."""
+    drafters: tuple[str, ...] = ("ngram", "model", "auto")
+    """Drafters offered. `auto` takes, per session and round, n-gram lookup or the other one, whichever gains more."""
     default_drafter: str = "ngram"
     """The drafter of sessions that name none."""
     max_draft_tokens: int = Field(32, ge=1, le=64)

@@ -135,6 +135,8 @@ def to_draft_task(task: DraftTask) -> draft.DraftTask:
         max_draft_tokens=task.max_draft_tokens,
         trace=to_trace(task.trace),
         deadline_us=task.deadline_us,
+        token_us=task.token_us,
+        row_us=task.row_us,
     )
 
 
@@ -145,6 +147,8 @@ def from_draft_task(message: draft.DraftTask) -> DraftTask:
         append_from=message.append_from,
         max_draft_tokens=message.max_draft_tokens,
         deadline_us=message.deadline_us,
+        token_us=message.token_us,
+        row_us=message.row_us,
         trace=from_trace(message.trace),
     )
 

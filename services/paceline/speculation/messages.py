@@ -122,6 +122,8 @@ class DraftTask:
     append_from: int
     max_draft_tokens: int
     deadline_us: int = 0  # of no use after this long from arrival; 0 = no limit
+    token_us: int = 0  # time in which a token is committed; 0 = not known
+    row_us: int = 0  # what each token that is verified adds to a step
     trace: Trace = NO_TRACE
 
 

@@ -43,10 +43,16 @@ class Load:
     rows: float = 0.0  # of others in the same step
     tokens: float = 0.0  # they commit in it
     wait_s: float = 0.0  # their drafts are waited for anyway
+    sharing: float = 1.0  # sessions, this one too, that share the time their drafts take
+    priced: bool = False  # a token per ``plain_s`` is what time is worth already, whatever this session does
 
     def step_s(self, rows: float) -> float:
         """Seconds of a step in which the session has so many rows."""
         return self.seconds(self.rows + rows)
+
+    def round_s(self, draft_s: float, rows: float) -> float:
+        """Seconds of a round with so many rows of the session's, whose drafts take ``draft_s``."""
+        return max(self.wait_s, draft_s / self.sharing) + self.step_s(rows)
 
     @property
     def plain_s(self) -> float:
@@ -94,12 +100,11 @@ class Payoff:
     ) -> None:
         """What came of a round that waited ``draft_s`` for the answer to a question; ``missed``: it did not come."""
         times = self.record.times
-        usual_s = times.seconds(asked)
         if not missed:
             times.add(asked, draft_s)
             for survival in (self.record.survival, self._own):
                 survival.add(asked=asked, drafted=drafted, verified=verified, accepted=accepted)
-        spent_s = draft_s if missed or not usual_s else times.seconds(asked)
+        spent_s = draft_s if missed else times.seconds(asked)
         gained = accepted - self._lost(spent_s, verified, load)
         self.purse = min(PURSE, self.purse + gained)
         self._quiet, self._whole = 0, self._whole % CURIOUS + 1 if accepted == asked else 0
@@ -111,16 +116,34 @@ class Payoff:
             self._pause = FIRST_PAUSE
             self.stopped = self.purse <= 0 or not self._best(asked, load)[1]
 
+    def prices(self, k: int, load: Load) -> tuple[float, float]:
+        """Seconds in which a token is committed, asking for ``k`` (0: not known), and that a row adds to a step."""
+        plain_s = load.plain_s
+        if plain_s <= 0 or k <= 0:
+            return 0.0, 0.0
+        took_s = load.round_s(self.record.times.seconds(k), 1 + self._own.lengths(k)[k])
+        token_s = min(plain_s / (load.tokens + 1), took_s / (load.tokens + 1 + self._own.gains(k)[k]))
+        return token_s, (load.step_s(1 + k) - load.step_s(1)) / k
+
+    def value(self, k: int, load: Load) -> float:
+        """Tokens that asking for ``k`` is expected to gain over not asking."""
+        return self._own.gains(k)[k] - self._price(k, load)
+
+    def chances(self, k: int) -> tuple[float, ...]:
+        """Estimated conditional acceptance of each of ``k`` draft tokens."""
+        return tuple(self._own.accepted(position) for position in range(k))
+
     def _best(self, most: int, load: Load) -> tuple[int, bool]:
         """The best K of at least 1, and whether it beats not asking."""
         plain_s = load.plain_s
         if plain_s <= 0:
             return most, True  # nobody knows yet what anything costs
         gains, lengths = self._own.gains(most), self._own.lengths(most)
-        took_s = [max(load.wait_s, self.record.times.seconds(k)) + load.step_s(1 + lengths[k]) for k in range(most + 1)]
-        best = max(range(1, most + 1), key=lambda k: ((load.tokens + 1 + gains[k]) / took_s[k], -k))
-        lost = (took_s[best] - plain_s) * (load.tokens + 1) / plain_s
-        return best, gains[best] - lost > MARGIN
+        took_s = [load.round_s(self.record.times.seconds(k), 1 + lengths[k]) for k in range(most + 1)]
+        values = [gains[k] - (took_s[k] - plain_s) * (load.tokens + 1) / plain_s for k in range(most + 1)]
+        rates = values if load.priced else [(load.tokens + 1 + gains[k]) / took_s[k] for k in range(most + 1)]
+        best = max(range(1, most + 1), key=lambda k: (rates[k], -k))
+        return best, values[best] > MARGIN
 
     def _price(self, k: int, load: Load) -> float:
         """Tokens that asking for ``k`` costs if none is accepted."""
@@ -131,5 +154,5 @@ class Payoff:
         plain_s = load.plain_s
         if plain_s <= 0:
             return 0.0
-        cost_s = max(load.wait_s, draft_s) + load.step_s(1 + verified) - plain_s
+        cost_s = load.round_s(draft_s, 1 + verified) - plain_s
         return min(MOST_LOST, max(0.0, cost_s * (load.tokens + 1) / plain_s))

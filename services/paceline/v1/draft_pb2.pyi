@@ -34,20 +34,24 @@ class DraftDescription(_message.Message):
     def __init__(self, protocol_version: _Optional[str] = ..., sampler_version: _Optional[str] = ..., incarnation: _Optional[str] = ..., limits: _Optional[_Union[_common_pb2.WorkerLimits, _Mapping]] = ..., drafters: _Optional[_Iterable[_Union[DrafterDescription, _Mapping]]] = ..., default_drafter: _Optional[str] = ...) -> None: ...
 
 class DraftTask(_message.Message):
-    __slots__ = ("fence", "appended", "append_from", "max_draft_tokens", "trace", "deadline_us")
+    __slots__ = ("fence", "appended", "append_from", "max_draft_tokens", "trace", "deadline_us", "token_us", "row_us")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     APPENDED_FIELD_NUMBER: _ClassVar[int]
     APPEND_FROM_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_US_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_US_FIELD_NUMBER: _ClassVar[int]
+    ROW_US_FIELD_NUMBER: _ClassVar[int]
     fence: _common_pb2.Fence
     appended: _containers.RepeatedScalarFieldContainer[int]
     append_from: int
     max_draft_tokens: int
     trace: _common_pb2.TraceContext
     deadline_us: int
-    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., appended: _Optional[_Iterable[int]] = ..., append_from: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., deadline_us: _Optional[int] = ...) -> None: ...
+    token_us: int
+    row_us: int
+    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., appended: _Optional[_Iterable[int]] = ..., append_from: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., deadline_us: _Optional[int] = ..., token_us: _Optional[int] = ..., row_us: _Optional[int] = ...) -> None: ...
 
 class DraftBatch(_message.Message):
     __slots__ = ("router_id", "tasks")
