@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "Talk to a model.",
     "status": "Show models, workers and counters of a running cluster.",
     "cache": "Capture a target's hidden states for training; plan and verify such caches.",
+    "train": "Train a drafter on a target cache.",
     "models": "Fetch and list models on this machine.",
     "doctor": "Check whether this machine is ready.",
 }
