@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from paceline.cache.target import TargetCache
+from paceline.cache.target.verify import verify
 from paceline.engine.loading import load_model
 from paceline.engine.models import fetch
+from paceline.router.auth import OPEN
+from paceline.router.ingress import grpc_ingress
+from paceline.router.router import Router
+from paceline.runtime.config import RouterConfig
 from paceline.training.capture.__main__ import main
 from paceline.training.capture.answers import load
 from paceline.training.capture.conversations import Conversation
+from paceline_client import AsyncClient
 from torch import Tensor
 
 from tests.congruence.small_cluster import small_cluster
+from tests.unit.main_kit import ended_by, start
 
 PROMPTS: list[dict[str, Any]] = [
     {"turns": ["Hello", "And then?"], "system": "Be kind."},
@@ -58,6 +68,30 @@ async def test_answers_are_the_services_own(tmp_path: Path, mixture: list[str]) 
                 messages.append({"role": "assistant", "content": served.text})
                 checked += 1
     assert checked == len(answers)
+
+
+async def test_a_target_keeps_what_it_serves(tmp_path: Path) -> None:
+    model, folder = "fake:seed=7,eos=0.03", tmp_path / "captures"
+    child, ready = await asyncio.to_thread(
+        start, "target", f"engine.model='{model}'", f"capture.folder={folder}", "capture.tenants=['*']"
+    )
+    try:
+        router = await Router.connect(RouterConfig(targets=(ready.address,)), rng=random.Random(3))
+        ingress = grpc_ingress(router, OPEN, "127.0.0.1", 0, max_calls=64, shared=False)
+        async with AsyncClient(f"127.0.0.1:{await ingress.start()}") as client:
+            texts = [f"Tell me of {what}." for what in ("rivers", "stones", "rivers and stones")]
+            served = [await client.generate(text, seed=3, max_tokens=24) for text in texts]
+        await ingress.stop(0)
+        await router.close()
+        await asyncio.sleep(0.5)  # releases are on their way
+    finally:
+        told = await asyncio.to_thread(ended_by, child, signal.SIGTERM)
+    assert "captured 3 sessions; gave up 0" in told
+    cache = TargetCache.open(folder / "000000")
+    prompts = [tuple(text.encode()) for text in texts]
+    wanted = {prompt + tuple(each.token_ids[:-1]) for prompt, each in zip(prompts, served, strict=True)}
+    assert {tuple(each.input_ids.tolist()) for each in cache} == wanted
+    assert verify(cache).sound
 
 
 @pytest.mark.model

@@ -22,9 +22,10 @@ def taken_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def start(service: str, setting: str) -> tuple[subprocess.Popen[str], Ready]:
+def start(service: str, *settings: str) -> tuple[subprocess.Popen[str], Ready]:
     """A worker that serves."""
-    command = [sys.executable, "-m", f"paceline.{service}", "--set", setting]
+    command = [sys.executable, "-m", f"paceline.{service}"]
+    command += [word for setting in settings for word in ("--set", setting)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     ready = parse_ready(child.stdout.readline())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from paceline.cache.target import Sample, TargetCache
 from paceline.cache.target.verify import verify
+from paceline.engine.bits import bf16_bits
 from paceline.engine.fake import FakeEngine, FakeOptions
 from paceline.engine.fake_tokenizer import IM_END
 from paceline.engine.interface import Slice, StepPlan, StepResult, Wanted
@@ -21,7 +22,7 @@ from paceline.training.capture.answers import Answer, AnswerLog, load
 from paceline.training.capture.conversations import Conversation, read_conversations
 from paceline.training.capture.options import parse
 from paceline.training.capture.recipe import Recipe
-from paceline.training.capture.states import bits, scripts
+from paceline.training.capture.states import scripts
 
 from tests.unit.target_cache_kit import deepspec_read, same
 
@@ -83,7 +84,7 @@ def in_one_step(engine: FakeEngine, sample: Sample) -> Sample:
     engine.free("all")
     assert hidden is not None
     assert hidden.last is not None
-    return replace(sample, hidden=bits(hidden.layers), last_hidden=bits(hidden.last))
+    return replace(sample, hidden=bf16_bits(hidden.layers), last_hidden=bf16_bits(hidden.last))
 
 
 def test_loss_is_on_every_answer_of_a_conversation(prompts: Path, tmp_path: Path) -> None:

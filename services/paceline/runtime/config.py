@@ -71,6 +71,23 @@ class Worker(Closed):
     telemetry: Telemetry = Telemetry()
 
 
+class CaptureConfig(Closed):
+    """Hidden states kept of what a target serves, as target caches to train drafters on."""
+
+    folder: str = ""
+    """Folder of the caches, one after another; empty keeps nothing."""
+    tenants: tuple[str, ...] = ()
+    """Tenants whose sessions may be kept; `*` is everybody."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of their sessions that is kept."""
+    retention_bytes: int = Field(10 << 30, ge=1 << 20)
+    """Size of the folder, at most; the oldest cache goes when it is full."""
+    memory_bytes: int = Field(256 << 20, ge=1 << 20)
+    """Hidden states of sessions under way, and again of those that wait to be written; beyond it they are dropped."""
+    layers: tuple[int, ...] = ()
+    """Layers kept beside the last hidden states, -1 for the embedding; by default five, spread as DeepSpec does."""
+
+
 class TargetConfig(Worker):
     """A target verifier."""
 
@@ -81,6 +98,7 @@ class TargetConfig(Worker):
     """Whether sessions of a tenant start on what others computed of the same tokens; benches of prefill want it off."""
     max_draft_tokens: int = Field(32, ge=0, le=64)
     """Draft tokens of one round that are verified at most."""
+    capture: CaptureConfig = CaptureConfig()
 
 
 class DraftConfig(Worker):

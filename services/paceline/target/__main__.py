@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from paceline.runtime import command
@@ -13,6 +14,7 @@ from paceline.runtime.config import TargetConfig
 from paceline.runtime.server import WorkerServer
 from paceline.runtime.worker import run, serve_until_stopped
 from paceline.target.assembly import compiler_for, describe, load, verifier_for
+from paceline.target.capture_assembly import capture_of
 from paceline.target.service import SERVICE_NAME, TargetService, add_to
 from paceline.telemetry.provider import setup
 from paceline.telemetry.worker_spans import TargetSpans
@@ -33,6 +35,9 @@ async def serve(config: TargetConfig, progress: Progress) -> int:
     thread = ComputeThread("engine")
     loaded = await thread.run(partial(load, config, progress))
     incarnation = uuid.uuid4().hex
+    capture = capture_of(config, loaded.engine)
+    if capture is not None:
+        loaded = replace(loaded, engine=capture.engine)
     verifier = verifier_for(config, loaded, incarnation)
     tracing = setup(config.telemetry, "target", incarnation)
     description = describe(verifier, loaded)
@@ -48,7 +53,13 @@ async def serve(config: TargetConfig, progress: Progress) -> int:
         spans=spans,
     )
     server = WorkerServer(config.host, config.port, services=(SERVICE_NAME,), add=add_to(service))
-    return await serve_until_stopped("target", server, service, verifier.info.model_id, tracing.shutdown)
+
+    def shut_down() -> None:
+        if capture is not None:
+            progress(capture.close())
+        tracing.shutdown()
+
+    return await serve_until_stopped("target", server, service, verifier.info.model_id, shut_down)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.cache.target import Sample
+from paceline.engine.bits import bf16_bits
 from paceline.engine.interface import Engine, Hidden, Slice, StepPlan, Wanted
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.params import SamplingParams
@@ -150,15 +150,9 @@ class Reader:
             input_ids=np.array(reading.script.tokens[: reading.length], np.int32),
             attention_mask=np.ones(reading.length, np.uint8),
             loss_mask=reading.script.loss_mask(reading.length),
-            hidden=bits(torch.cat([part.layers for part in reading.parts])),
-            last_hidden=bits(torch.cat([_last(part) for part in reading.parts])),
+            hidden=bf16_bits(torch.cat([part.layers for part in reading.parts])),
+            last_hidden=bf16_bits(torch.cat([_last(part) for part in reading.parts])),
         )
-
-
-def bits(states: Tensor) -> NDArray[np.uint16]:
-    """The bits of states as bf16."""
-    found: NDArray[Any] = states.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
-    return found.view(np.uint16)
 
 
 def _last(part: Hidden) -> Tensor:
