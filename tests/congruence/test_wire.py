@@ -11,9 +11,10 @@ import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paceline.runtime import wire, wire_sampling
+from paceline.runtime import wire, wire_features, wire_sampling
 from paceline.speculation.digest import DIGEST_BYTES
 from paceline.speculation.errors import InvalidRequest
+from paceline.speculation.features import FeatureChunk, FeatureWant, Feed
 from paceline.speculation.messages import (
     NO_TRACE,
     DraftResult,
@@ -147,7 +148,19 @@ draft_tasks = st.builds(DraftTask, fences, tokens, u32, u32, u64, u64, u64, trac
 draft_results = st.builds(DraftResult, fences, proposals() | resyncs, timings)
 # Confidences stay with the router, which decided with them what to send.
 sent = proposals().map(lambda proposal: replace(proposal, confidence=()))
-verify_tasks = st.builds(VerifyTask, fences, sent, traces)
+feeds = st.builds(Feed, st.text(min_size=1), names, u64, names)
+wants = st.builds(FeatureWant, names, u64, u32, st.booleans())
+verify_tasks = st.builds(VerifyTask, fences, sent, traces, st.none() | feeds)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> FeatureChunk:
+    data = draw(st.binary(max_size=40))
+    count = draw(st.integers(1, 2**32 - 1)) if data else 0
+    name = draw(st.text(min_size=1))
+    return FeatureChunk(name, draw(u64), draw(names), draw(names), draw(u32), count, data, draw(names))
+
+
 verify_results = st.builds(VerifyResult, fences, verdicts() | resyncs, timings)
 
 PAIRS: list[Any] = [
@@ -162,6 +175,9 @@ PAIRS: list[Any] = [
     pytest.param(finishes, wire.to_finish, wire.from_finish, id="finish"),
     pytest.param(verify_results, wire.to_verify_result, wire.from_verify_result, id="verify_result"),
     pytest.param(steps, wire.to_step, wire.from_step, id="step"),
+    pytest.param(feeds, wire_features.to_feed, wire_features.from_feed, id="feed"),
+    pytest.param(chunks(), wire_features.to_chunk, wire_features.from_chunk, id="chunk"),
+    pytest.param(wants, wire_features.to_want, wire_features.from_want, id="want"),
 ]
 
 
@@ -180,8 +196,9 @@ def test_a_noun_survives_the_wire(
 
 
 def test_every_pair_is_tested() -> None:
-    pairs = {name[3:] for name in vars(wire) if name.startswith("to_")}
-    assert pairs == {name[5:] for name in vars(wire) if name.startswith("from_")}
+    known = {**vars(wire), **vars(wire_features)}
+    pairs = {name[3:] for name in known if name.startswith("to_")}
+    assert pairs == {name[5:] for name in known if name.startswith("from_")}
     inside = {"trace", "grammar", "distributions", "logprobs"}  # tested as parts of the others
     assert pairs - inside == {str(pair.id) for pair in PAIRS}
 
@@ -237,6 +254,9 @@ def verdict(**fields: Any) -> target.VerifyResult:
         (wire.from_verify_result, verdict(verify_len=1, accepted=2), "verdict.accepted"),
         (wire.from_draft_task, draft.DraftTask(), "fence.session_id"),
         (wire.from_verify_task, target.VerifyTask(), "fence.session_id"),
+        (wire_features.from_chunk, draft.FeatureChunk(), "session_id"),
+        (wire_features.from_chunk, draft.FeatureChunk(session_id="s", count=1), "data"),
+        (wire_features.from_chunk, draft.FeatureChunk(session_id="s", data=b"12"), "data"),
     ],
 )
 def test_a_message_that_breaks_an_invariant_is_refused_by_field(

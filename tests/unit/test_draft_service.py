@@ -12,6 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from paceline.draft.intake import WINDOW_BYTES
 from paceline.draft.service import SERVICE_NAME, DraftService, add_to
 from paceline.draft.spans import RunSpan
 from paceline.draft.streams import RouterStream, Streams
@@ -210,14 +211,21 @@ async def test_malformed_rounds_end_the_stream_by_name(messages: list[pb.DraftBa
         assert caught.value.details() == details
 
 
-async def test_errors_of_open_have_their_status_and_features_are_reserved() -> None:
+async def test_errors_of_open_have_their_status_and_features_nobody_reads_are_refused() -> None:
     async with served(NgramDrafter()) as cluster:
         with pytest.raises(grpc.aio.AioRpcError, match=r"offered here \(ngram\), got 'model'") as caught:
             await cluster.open(opening(drafter="model"))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(grpc.aio.AioRpcError, match="Features is reserved") as reserved:
-            await cluster.stub.Features(iter([pb.FeatureChunk()])).read()
-        assert reserved.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        await cluster.open(opening())
+        stream = cluster.stub.Features(timeout=20)
+        assert (await stream.read()).bytes == WINDOW_BYTES
+        await stream.write(pb.FeatureChunk(session_id="s", lease_epoch=1, incarnation=INCARNATION))
+        [want] = (await stream.read()).wants
+        assert (want.session_id, want.refused) == ("s", True)
+        await stream.write(pb.FeatureChunk())
+        with pytest.raises(grpc.aio.AioRpcError, match="session_id") as broken:
+            await stream.read()
+        assert broken.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         described = await cluster.stub.Describe(common.DescribeRequest())
         assert described.incarnation == INCARNATION
 

@@ -68,7 +68,31 @@ def test_a_verifier_that_just_refused_is_avoided() -> None:
 def test_a_draft_worker_must_offer_the_drafter_for_the_tokenizer(
     info: DraftInfo, wanted: str, expected: str | None
 ) -> None:
-    assert info.drafter_for(wanted, target(sampler_version="1")) == expected
+    found = info.drafter_for(wanted, target(sampler_version="1"))
+    assert (found.name if found else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "projectors", "expected"),
+    [
+        ("", ("p",), "dspark"),
+        ("", (), "ngram"),  # the target doesn't keep what it reads: the first that needs nothing
+        ("", ("other",), "ngram"),
+        ("dspark", (), "ngram"),
+        ("ngram", (), "ngram"),
+        ("model", ("p",), None),
+    ],
+)
+def test_a_drafter_that_needs_features_needs_a_target_that_keeps_them(
+    wanted: str, projectors: tuple[str, ...], expected: str | None
+) -> None:
+    info = DraftInfo("i", (DrafterInfo("dspark", "tok", True, "p"), DrafterInfo("ngram")), "dspark")
+    found = info.drafter_for(wanted, target(projectors=projectors))
+    assert (found.name if found else None) == expected
+    known = registry()
+    known.target_up("t0", target(projectors=projectors), "r")
+    known.draft_up("d0", info, "r")
+    assert known.drafters(target(projectors=projectors)) == (("dspark", "ngram") if "p" in projectors else ("ngram",))
 
 
 def test_a_draft_worker_in_trouble_is_chosen_last() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from paceline.drafters.choice import NAME as AUTO
 from paceline.drafters.choice import chooser
-from paceline.drafters.interface import Drafter, SharedDrafter
+from paceline.drafters.interface import Drafter, FeatureDrafter, SharedDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.runtime import text
 from paceline.runtime.command import Progress
@@ -67,13 +69,17 @@ def describe(config: DraftConfig, offered: list[Offered], incarnation: str) -> p
             kv_tokens=sum(each.kv_tokens for each in offered),
             max_message_bytes=MAX_MESSAGE_BYTES,
         ),
-        drafters=[
-            pb.DrafterDescription(name=name, model=each.model, needs_features=each.drafter.needs_features)
-            for each in offered
-            for name in _names(each.drafter)
-        ],
+        drafters=[_described(name, each) for each in offered for name in _names(each.drafter)],
         default_drafter=config.default_drafter,
     )
+
+
+def _described(name: str, offered: Offered) -> pb.DrafterDescription:
+    drafter = offered.drafter
+    told = pb.DrafterDescription(name=name, model=offered.model, needs_features=drafter.needs_features)
+    if isinstance(drafter, FeatureDrafter):
+        told.projector, told.feature_width = drafter.projector, drafter.feature_width
+    return told
 
 
 def _names(drafter: Drafter) -> Iterator[str]:
@@ -125,5 +131,42 @@ def _model(config: DraftConfig, progress: Progress) -> Offered:
     return Offered(ModelDrafter(loaded.engine, grammars=grammars), model, info.kv_tokens)
 
 
-_MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {"ngram": _ngram, "model": _model}
+def _hidden(name: str, config: DraftConfig, progress: Progress) -> Offered:
+    given = config.hidden
+    if not given.checkpoint:
+        raise InvalidRequest("hidden.checkpoint", expected=f"a folder for the drafter `{name}`", got="")
+    import torch  # noqa: PLC0415  # see above
+
+    from paceline.drafters.hidden.checkpoint import read_config  # noqa: PLC0415
+    from paceline.drafters.hidden.loading import load_drafter  # noqa: PLC0415
+    from paceline.engine import models  # noqa: PLC0415
+
+    folder = Path(given.checkpoint).expanduser()
+    found = read_config(folder)
+    if found.drafter != name:
+        raise InvalidRequest("hidden.checkpoint", expected=f"a {name} drafter", got=f"{found.drafter} in {folder}")
+    target = given.target or found.target_model
+    if not target:
+        raise InvalidRequest("hidden.target", expected="the model the drafter was trained for", got="")
+    if given.threads and "model" not in config.drafters:
+        torch.set_num_threads(given.threads)
+    dtype = torch.float32 if given.dtype == "float32" else torch.bfloat16
+    loaded = load_drafter(folder, models.resolve(target, progress), tokens=given.context_tokens, dtype=dtype)
+    drafter = loaded.drafter
+    progress(f"drafter {name}: {folder} for {target}, blocks of {found.block_size}, {loaded.kernels} kernels")
+    model = common.ModelDescription(
+        model_id=drafter.model_id,
+        vocab_size=found.vocab_size,
+        context_length=found.max_position_embeddings,
+        tokenizer_fingerprint=text.fingerprint(loaded.tokenizer_files),
+    )
+    return Offered(drafter, model, given.context_tokens)
+
+
+_MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {
+    "ngram": _ngram,
+    "model": _model,
+    "dspark": partial(_hidden, "dspark"),
+    "dflash": partial(_hidden, "dflash"),
+}
 _NAMES = (*_MAKERS, AUTO)

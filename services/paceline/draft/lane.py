@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from paceline.draft.intake import Taken, hold_until
 from paceline.draft.sessions import Waiting
-from paceline.drafters.interface import Ask, Drafter, DraftSession
+from paceline.drafters.interface import Ask, Drafter, DraftSession, FeatureDrafter
 from paceline.speculation.messages import DraftResult, Proposal
 
 Answer = tuple[str, DraftResult]  # router id, result
@@ -13,7 +15,7 @@ Answer = tuple[str, DraftResult]  # router id, result
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one drafter does next: forget sessions, take on sessions, propose."""
+    """What one drafter does next: forget sessions, take on sessions, take features in, propose."""
 
     drafter: Drafter
     closed: tuple[str, ...]
@@ -21,6 +23,8 @@ class Batch:
     waiting: tuple[Waiting, ...]
     asks: tuple[Ask, ...]  # parallel to waiting
     expired: tuple[Answer, ...]  # came too late to be worked on; to be sent at once
+    features: tuple[Taken, ...] = ()
+    reader: FeatureDrafter | None = None  # the drafter, if it reads features
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Outcome:
     proposals: tuple[Proposal, ...]  # parallel to the batch's asks
     started_s: float
     ended_s: float
+    forgotten: frozenset[str] = frozenset()  # sessions whose features there is no room for any more
 
 
 @dataclass(slots=True)
@@ -44,13 +49,49 @@ class Lane:
     queue: dict[str, Waiting] = field(default_factory=dict)
     changes: dict[str, DraftSession | None] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    features: list[Taken] = field(default_factory=list)
     running: Batch | None = None
+    reader: FeatureDrafter | None = None  # the drafter, if it reads features
 
-    def forget(self, session_id: str) -> None:
+    def __post_init__(self) -> None:
+        if isinstance(self.drafter, FeatureDrafter):
+            self.reader = self.drafter
+
+    def due(self, now: float) -> tuple[list[Waiting], list[Waiting]]:
+        """Takes the tasks out of the queue that came too late, and those that may be worked on now.
+
+        The others wait for features on their way. The next ones of a session don't, once one has waited in vain.
+        """
+        late = [waiting for waiting in self.queue.values() if waiting.deadline_s <= now]
+        live = []
+        for waiting in self.queue.values():
+            if waiting.deadline_s > now:
+                until = self._held_until(waiting)
+                if until <= now:
+                    live.append(waiting)
+                    waiting.held.fed.patient &= until == -math.inf
+        for waiting in (*late, *live):
+            del self.queue[waiting.task.fence.session_id]
+        return late, live
+
+    @property
+    def held_until(self) -> float | None:
+        """When the first task that waits for features does so no longer; None if no task does."""
+        return min((self._held_until(waiting) for waiting in self.queue.values()), default=None)
+
+    def _held_until(self, waiting: Waiting) -> float:
+        return -math.inf if self.reader is None else hold_until(waiting)
+
+    def forget(self, session_id: str) -> list[Taken]:
+        """Returns the features that nobody needs now."""
         self.queue.pop(session_id, None)
         self.changes.pop(session_id, None)
         if session_id in self.told:
             self.changes[session_id] = None
+        dropped = [each for each in self.features if each.features.session_id == session_id]
+        if dropped:
+            self.features = [each for each in self.features if each.features.session_id != session_id]
+        return dropped
 
     def take_changes(self) -> tuple[tuple[str, ...], tuple[DraftSession, ...]]:
         closed = tuple(key for key, session in self.changes.items() if session is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -66,10 +67,17 @@ class LaneRunner:
             batch = self._worker.plan(self.drafter, self._clock())
             if batch is None:
                 self._work.clear()
-                await self._work.wait()
+                await self._until_woken()
                 continue
             self._deliver(batch.expired)
             await self._run(batch)
+
+    async def _until_woken(self) -> None:
+        """Wait for work, or until a task has waited long enough for its features."""
+        until = self._worker.held_until(self.drafter)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if until is None else max(0.0, until - self._clock())):
+                await self._work.wait()
 
     async def _run(self, batch: Batch) -> None:
         start_ns = time.time_ns()

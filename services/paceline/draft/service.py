@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
 
+from paceline.draft.feature_streams import FeatureStream, FeatureStreams
+from paceline.draft.lane import Answer
 from paceline.draft.runner import RUN_LIMIT_S, LaneRunner
 from paceline.draft.spans import DraftSpans, NoSpans
 from paceline.draft.streams import Streams
@@ -16,6 +19,7 @@ from paceline.runtime import wire
 from paceline.runtime.compute import ComputeThread
 from paceline.runtime.server import Context, told
 from paceline.runtime.streams import RouterStream
+from paceline.runtime.wire_features import from_chunk
 from paceline.runtime.worker import WorkerService
 from paceline.v1 import common_pb2 as common
 from paceline.v1 import draft_pb2 as pb
@@ -24,7 +28,6 @@ from paceline.v1.draft_pb2_grpc import DraftServiceServicer, add_DraftServiceSer
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["DraftService"].full_name
-FEATURES_RESERVED = "Features is reserved for drafters that need hidden states; this worker offers none of them"
 
 
 class DraftService(WorkerService, DraftServiceServicer):
@@ -48,14 +51,19 @@ class DraftService(WorkerService, DraftServiceServicer):
         clock: Callable[[], float] = time.monotonic,
         run_limit_s: float = RUN_LIMIT_S,
     ) -> None:
-        streams = Streams()
+        streams, self._features = Streams(), FeatureStreams(worker.intake)
         threads = threads or {}
+
+        def deliver(answers: Iterable[Answer]) -> None:
+            streams.deliver(answers)
+            self._features.wake()  # a run has used features up
+
         lanes = [
             LaneRunner(
                 worker,
                 name,
                 threads.get(name) or ComputeThread(f"drafter-{name}"),
-                deliver=streams.deliver,
+                deliver=deliver,
                 spans=spans or NoSpans(),
                 clock=clock,
                 run_limit_s=run_limit_s,
@@ -77,8 +85,31 @@ class DraftService(WorkerService, DraftServiceServicer):
     async def Features(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.FeatureChunk], context: Context
     ) -> AsyncIterator[pb.FeatureCredit]:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, FEATURES_RESERVED)
-        yield pb.FeatureCredit()  # never reached: it makes this a stream
+        stream = self._features.open()
+        reader = asyncio.create_task(self._feed(request_iterator, stream))
+        reader.add_done_callback(lambda _: stream.close())
+        try:
+            async for message in stream:
+                yield message
+            async with told(context):
+                if reader.done() and not reader.cancelled():
+                    reader.result()
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            self._features.remove(stream)
+
+    async def stop(self) -> None:
+        """See WorkerService."""
+        self._features.close()
+        await super().stop()
+
+    async def _feed(self, chunks: AsyncIterator[pb.FeatureChunk], stream: FeatureStream) -> None:
+        async for message in chunks:
+            stream.received(len(message.data))
+            self._worker.feed(stream.name, from_chunk(message))
+            stream.wake()
+            self._wake()
 
     def _take(self, message: pb.DraftBatch, stream: RouterStream) -> None:
         now = self._clock()
@@ -87,6 +118,7 @@ class DraftService(WorkerService, DraftServiceServicer):
         results = [wire.to_draft_result(answer) for answer in answers if answer is not None]
         if results:
             stream.send(pb.DraftBatchResult(results=results))
+        self._features.wake()  # features that were forgotten may be wanted again
 
     def _changed(self) -> None:
         self._wake()  # drafters are told of sessions

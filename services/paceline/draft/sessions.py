@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from paceline.drafters.interface import DraftSession
+from paceline.drafters.interface import Ask, DraftSession
 from paceline.speculation.digest import PrefixDigest
-from paceline.speculation.messages import DraftResult, DraftTask, Fence, Resync, ResyncReason, SessionOpen
+from paceline.speculation.messages import DraftResult, DraftTask, Fence, Resync, ResyncReason, SessionOpen, Timing
 
 MICRO = 1e6
 
@@ -16,6 +16,7 @@ MICRO = 1e6
 class Waiting:
     """A task that waits for its drafter, or is being worked on."""
 
+    held: HeldSession
     task: DraftTask
     router_id: str  # whom to answer: whoever asked last
     arrived_s: float
@@ -25,6 +26,28 @@ class Waiting:
     def deadline_s(self) -> float:
         """When the answer loses its use, on the clock that ``arrived_s`` was read from."""
         return self.arrived_s + self.task.deadline_us / MICRO if self.task.deadline_us else math.inf
+
+    def ask(self, now: float) -> Ask:
+        """What its drafter is asked."""
+        fence, task = self.task.fence, self.task
+        token_s, row_s = task.token_us / MICRO, task.row_us / MICRO
+        return Ask(fence.session_id, fence.base_len, self.max_tokens, self.deadline_s - now, token_s, row_s)
+
+    def timing(self, started: float, ended: float, now: float) -> Timing:
+        """Where its time went, if it was worked on from ``started`` to ``ended`` and is answered now."""
+        return Timing(_micros(started - self.arrived_s), _micros(ended - started), _micros(now - self.arrived_s))
+
+
+@dataclass(slots=True)
+class Fed:
+    """How far a session's context features have come."""
+
+    count: int = 0  # leading positions taken in
+    source: str = ""  # the stream they come by
+    told: int = -1  # the position last asked for
+    patient: bool = True  # whether asks wait for the last of them: not after one waited in vain
+    forgotten: int = 0  # how often its drafter had no room for them any more
+    silent: int = 0  # asks to come before they are wanted again
 
 
 class HeldSession:
@@ -41,6 +64,7 @@ class HeldSession:
         self.fence: Fence | None = None
         self.waiting: Waiting | None = None
         self.answer: DraftResult | None = None
+        self.fed = Fed()
         self._opening = replace(opening, tokens=())
         self._opened = (len(opening.tokens), self.session.digest.value)
 
@@ -102,3 +126,7 @@ class HeldSession:
         """Answer the round and keep the answer for repetitions."""
         self.waiting, self.answer = None, answer
         return answer
+
+
+def _micros(seconds: float) -> int:
+    return max(0, round(seconds * MICRO))

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from paceline.draft.intake import Intake
 from paceline.draft.lane import Answer, Batch, Lane, Outcome
-from paceline.draft.sessions import MICRO, HeldSession, Waiting
-from paceline.drafters.interface import Ask, Drafter, SharedDrafter
+from paceline.draft.sessions import HeldSession, Waiting
+from paceline.drafters.interface import Drafter, SharedDrafter
 from paceline.speculation.errors import InvalidRequest, Overloaded, StaleLease
+from paceline.speculation.features import FeatureChunk
 from paceline.speculation.messages import (
     DraftResult,
     DraftTask,
@@ -22,7 +24,6 @@ from paceline.speculation.messages import (
     Resync,
     ResyncReason,
     SessionOpen,
-    Timing,
 )
 
 RETRY_AFTER_S = 1.0
@@ -68,6 +69,7 @@ class DraftWorker:
         self.max_sessions, self.max_queue, self.max_draft_tokens = max_sessions, max_queue, max_draft_tokens
         self._ttl_s = session_ttl_s
         self._sessions: dict[str, HeldSession] = {}
+        self.intake = Intake(incarnation)
 
     @property
     def drafters(self) -> tuple[str, ...]:
@@ -151,33 +153,49 @@ class DraftWorker:
         if not held.append(task):
             return DraftResult(fence, Resync(ResyncReason.PREFIX_MISMATCH, held.known_len))
         held.begin(fence)
+        self.intake.asked_for(held)
         lane = self._lane(held.session.drafter)
         lane.queue.pop(fence.session_id, None)
         # The round commits one token beyond the accepted ones, so the last token left needs no draft.
         count = min(task.max_draft_tokens, self.max_draft_tokens, held.tokens_left - 1)
         if count <= 0 or self._waiting() >= self.max_queue:
             return held.finish(DraftResult(fence, _empty(lane.drafter)))
-        held.waiting = lane.queue[fence.session_id] = Waiting(task, router_id, now, count)
+        held.waiting = lane.queue[fence.session_id] = Waiting(held, task, router_id, now, count)
         return None
+
+    def feed(self, source: str, chunk: FeatureChunk) -> None:
+        """Take context features in, from the stream of that name; ``intake.reply`` says what to tell it."""
+        held = self._sessions.get(chunk.session_id)
+        lane = self._lane(held.session.drafter) if held is not None else None
+        taken = self.intake.take(source, chunk, held, lane.reader if lane is not None else None)
+        if taken is not None and lane is not None:
+            lane.features.append(taken)
 
     def plan(self, drafter: str, now: float) -> Batch | None:
         """All that waits for a drafter, as one batch; None if nothing does or it is at work.
 
-        Tasks whose deadline has passed are answered empty in ``batch.expired`` and not worked on.
+        Tasks whose deadline has passed are answered empty in ``batch.expired`` and not worked on; tasks whose features
+        are just coming wait for them (see ``held_until``).
         """
         lane = self._lanes[drafter]
-        if lane.running is not None or not (lane.queue or lane.changes):
+        if lane.running is not None or not (lane.queue or lane.changes or lane.features):
             return None
-        late = [waiting for waiting in lane.queue.values() if waiting.deadline_s <= now]
-        live = tuple(waiting for waiting in lane.queue.values() if waiting.deadline_s > now)
-        lane.queue = {}
+        late, live = lane.due(now)
+        if not (late or live or lane.changes or lane.features):
+            return None
         closed, opened = lane.take_changes()
-        asks = tuple(_ask(waiting, now) for waiting in live)
+        asks = tuple(waiting.ask(now) for waiting in live)
         expired = tuple(
             answer for waiting in late if (answer := self._answer(waiting, _empty(lane.drafter), now, now, now))
         )
-        lane.running = Batch(lane.drafter, closed, opened, live, asks, expired)
+        features, lane.features = tuple(lane.features), []
+        lane.running = Batch(lane.drafter, closed, opened, tuple(live), asks, expired, features, lane.reader)
         return lane.running
+
+    def held_until(self, drafter: str) -> float | None:
+        """When ``plan`` is to be called though nothing happened: tasks wait for features no longer; None if none do."""
+        lane = self._lanes[drafter]
+        return None if lane.running is not None else lane.held_until
 
     @staticmethod
     def run(batch: Batch, clock: Callable[[], float]) -> Outcome:
@@ -187,8 +205,11 @@ class DraftWorker:
             batch.drafter.close(session_id)
         for session in batch.opened:
             batch.drafter.open(session)
+        if batch.reader is not None and batch.features:
+            batch.reader.feed([taken.features for taken in batch.features])
         proposals = tuple(batch.drafter.propose(batch.asks)) if batch.asks else ()
-        return Outcome(proposals, started, clock())
+        forgotten = batch.reader.forgotten() if batch.reader is not None else frozenset()
+        return Outcome(proposals, started, clock(), forgotten)
 
     def complete(self, batch: Batch, outcome: Outcome | None, now: float) -> list[Answer]:
         """Turn an outcome into answers; None (the drafter failed) makes them empty.
@@ -198,8 +219,14 @@ class DraftWorker:
         lane = self._lanes[batch.drafter.name]
         assert lane.running is batch, "complete() of a batch that is not under way"
         lane.running = None
+        self.intake.used(batch.features)
         if outcome is None:
-            outcome = Outcome((_empty(batch.drafter),) * len(batch.asks), now, now)
+            fed = frozenset(taken.features.session_id for taken in batch.features)
+            outcome = Outcome((_empty(batch.drafter),) * len(batch.asks), now, now, fed)
+        for session_id in outcome.forgotten:
+            held = self._sessions.get(session_id)
+            if held is not None and self._lane(held.session.drafter) is lane:
+                self.intake.forgot(held)
         answers = []
         for waiting, proposal in zip(batch.waiting, outcome.proposals, strict=True):
             assert len(proposal.tokens) <= waiting.max_tokens, (proposal, waiting)
@@ -248,30 +275,16 @@ class DraftWorker:
 
     def _drop(self, session_id: str) -> None:
         held = self._sessions.pop(session_id)
-        self._lane(held.session.drafter).forget(session_id)
+        self.intake.used(self._lane(held.session.drafter).forget(session_id))
 
     def _answer(self, waiting: Waiting, proposal: Proposal, started: float, ended: float, now: float) -> Answer | None:
         fence = waiting.task.fence
         held = self._sessions.get(fence.session_id)
         if held is None or held.waiting is not waiting:
             return None
-        timing = Timing(
-            queue_us=_micros(started - waiting.arrived_s),
-            step_us=_micros(ended - started),
-            residence_us=_micros(now - waiting.arrived_s),
-        )
+        timing = waiting.timing(started, ended, now)
         return waiting.router_id, held.finish(DraftResult(fence, proposal, timing))
-
-
-def _ask(waiting: Waiting, now: float) -> Ask:
-    fence = waiting.task.fence
-    token_s, row_s = waiting.task.token_us / MICRO, waiting.task.row_us / MICRO
-    return Ask(fence.session_id, fence.base_len, waiting.max_tokens, waiting.deadline_s - now, token_s, row_s)
 
 
 def _empty(drafter: Drafter) -> Proposal:
     return Proposal((), drafter.name, drafter.model_id)
-
-
-def _micros(seconds: float) -> int:
-    return max(0, round(seconds * MICRO))

@@ -72,14 +72,14 @@ class Features:
     start: int  # position of the first
     count: int
     data: bytes  # rows back to back, little-endian
-    dtype: str = "bfloat16"  # of a number: bfloat16 or float32
+    dtype: str = "bfloat16"  # of a number: one of FEATURE_BYTES
 
     def __post_init__(self) -> None:
         assert self.start >= 0, self.start
         assert self.count > 0, self.count
 
 
-FEATURE_BYTES = {"bfloat16": 2, "float32": 4}  # by dtype, of one number
+FEATURE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # by dtype, of one number
 
 
 class Drafter(Protocol):

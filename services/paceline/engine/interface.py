@@ -187,6 +187,7 @@ class EngineInfo:
     layers: int = 0  # decoder layers
     hidden_size: int = 0  # width of their outputs
     features: dict[str, int] = field(default_factory=dict)  # projector's fingerprint -> bytes of one position's
+    feature_dtype: str = "bfloat16"  # of their numbers
 
 
 class Engine(Protocol):

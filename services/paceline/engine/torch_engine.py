@@ -106,6 +106,7 @@ class TorchEngine:
             layers=len(self._prepared.shapes),
             hidden_size=config.hidden_size,
             features={name: width * self._dtype.itemsize for name, width in self._widths.items()},
+            feature_dtype=str(self._dtype).removeprefix("torch."),
         )
         self._taps = Taps(self._model, self._info.layers)
         self._projections = [self._projection(each) for each in projectors]

@@ -150,6 +150,8 @@ class Dispatcher:
             if event is not None:
                 self.counters.class_changes += again
                 self._places.effects.events.append((session_id, event))
+            if self._places.starves(answer):
+                self._run.leave_draft([session_id], now, release=True)
             self._run.begin(answer, now)
             self._run.dispatch(now)
 

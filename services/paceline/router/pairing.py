@@ -30,6 +30,7 @@ class TargetInfo:
     max_draft_tokens: int = 0
     sampler_version: str = ""
     cost_curve: tuple[tuple[int, float], ...] = ()  # (rows, seconds)
+    projectors: tuple[str, ...] = ()  # whose context features it keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,15 @@ class DrafterInfo:
     name: str
     tokenizer_fingerprint: str = ""
     needs_features: bool = False
+    projector: str = ""  # that its features must come from
+
+    def reads(self, target: TargetInfo) -> bool:
+        """Whether it reads what the target writes."""
+        return self.tokenizer_fingerprint in {"", target.tokenizer_fingerprint}
+
+    def fits(self, target: TargetInfo) -> bool:
+        """Whether the target has all it needs."""
+        return self.reads(target) and (not self.needs_features or self.projector in target.projectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +62,21 @@ class DraftInfo:
     max_draft_tokens: int = 0
     sampler_version: str = ""
 
-    def drafter_for(self, wanted: str, target: TargetInfo) -> str | None:
-        """The name of a drafter for sessions of that target: the one wanted, else the default; None if unfit.
+    def drafter_for(self, wanted: str, target: TargetInfo) -> DrafterInfo | None:
+        """A drafter for sessions of that target: the one wanted, else the default; None if unfit.
 
-        A drafter that draws with another sampler would rarely agree, so it does not fit either.
+        One that misses its features there gives way to the first that needs none. A drafter that draws with another
+        sampler would rarely agree, so it does not fit either.
         """
         if self.sampler_version and target.sampler_version and self.sampler_version != target.sampler_version:
             return None
-        for drafter in self.drafters:
-            fits = drafter.tokenizer_fingerprint in {"", target.tokenizer_fingerprint}
-            if drafter.name == (wanted or self.default_drafter) and fits and not drafter.needs_features:
-                return drafter.name
-        return None
+        name = wanted or self.default_drafter
+        named = next((each for each in self.drafters if each.name == name), None)
+        if named is None or not named.reads(target):
+            return None
+        if named.fits(target):
+            return named
+        return next((each for each in self.drafters if not each.needs_features and each.fits(target)), None)
 
 
 @dataclass(slots=True)
@@ -165,12 +178,12 @@ class Registry:
             return None  # full or unwilling just now, but there: moving across classes would change the text
         return min(same or able, key=lambda target: target_score(target, tokens), default=None)
 
-    def place_draft(self, target: TargetInfo, wanted: str, now: float) -> tuple[Draft, str] | None:
-        """A draft worker for a session of that target, and the drafter's name; None if there is none to ask."""
+    def place_draft(self, target: TargetInfo, wanted: str, now: float) -> tuple[Draft, DrafterInfo] | None:
+        """A draft worker for a session of that target, and the drafter; None if there is none to ask."""
         able = [
-            (draft, name)
+            (draft, drafter)
             for draft in self.drafts.values()
-            if draft.up and draft.room and (name := draft.info.drafter_for(wanted, target)) is not None
+            if draft.up and draft.room and (drafter := draft.info.drafter_for(wanted, target)) is not None
         ]
         return min(able, key=lambda pair: (self._trouble(pair[0]), len(pair[0].sessions)), default=None)
 
@@ -236,5 +249,5 @@ class Registry:
     def _fitting(self, info: TargetInfo) -> Iterable[tuple[str, str]]:
         for draft in self.drafts.values():
             for drafter in draft.info.drafters:
-                if draft.up and draft.info.drafter_for(drafter.name, info) is not None:
+                if draft.up and draft.info.drafter_for(drafter.name, info) is drafter:
                     yield draft.address, drafter.name

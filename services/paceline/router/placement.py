@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from paceline.router.answers import Answer
 from paceline.router.counters import RoundCounters
 from paceline.router.effects import Effects, OpenCall, ReleaseCall
-from paceline.router.pairing import Registry
+from paceline.router.pairing import Registry, TargetInfo
 from paceline.speculation.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -20,6 +20,7 @@ from paceline.speculation.errors import (
     StaleLease,
     Unavailable,
 )
+from paceline.speculation.features import Feed
 from paceline.speculation.leases import Lease, Side
 from paceline.speculation.params import SpeculationMode
 from paceline.speculation.payoff import DrafterRecord, Payoff
@@ -119,12 +120,12 @@ class Placement:
         if wanted.mode is SpeculationMode.OFF or wanted.max_draft_tokens == 0:
             answer.draft_retry_at = float("inf")
             return
-        found = self.registry.place_draft(answer.model, answer.drafter, now)
+        found = self.registry.place_draft(self._model(answer), answer.drafter, now)
         if found is None:
             answer.draft_retry_at = now + self.policy.retry_max_s
             return
-        draft, name = found
-        record = self._records.setdefault((answer.model.model_id, name), DrafterRecord())
+        draft, drafter = found
+        record = self._records.setdefault((answer.model.model_id, drafter.name), DrafterRecord())
         if answer.session.payoff is None or answer.session.payoff.record is not record:
             answer.session.payoff = Payoff(record)
         opening = answer.session.open(
@@ -133,12 +134,27 @@ class Placement:
             now + self.policy.open_deadline_s,
             router_id=draft.router_id,
             trace=answer.span.trace(),
-            drafter=name,
+            drafter=drafter.name,
             numerics="",
         )
+        lease = answer.session.leases.get(Side.DRAFT)
+        assert lease is not None, "it was just taken"
+        if drafter.needs_features:
+            lease.feed = Feed(draft.address, draft.info.incarnation, lease.epoch, drafter.projector)
         draft.sessions.add(answer.session_id)
         self._counters.draft_opens += 1
         self.effects.opens.append(OpenCall(Side.DRAFT, draft.address, opening, self.policy.open_deadline_s))
+
+    def starves(self, answer: Answer) -> bool:
+        """Whether the drafter needs features that the verifier does not keep."""
+        feed = answer.session.leases.feed
+        return feed is not None and feed.projector not in self._model(answer).projectors
+
+    def _model(self, answer: Answer) -> TargetInfo:
+        """Of the verifier that holds the session or is opening it; else of one it could be on."""
+        lease = answer.session.leases.get(Side.TARGET)
+        target = self.registry.targets.get(lease.worker) if lease is not None else None
+        return answer.model if target is None else target.info
 
     def draft_refused(self, answer: Answer, lease: Lease, error: PacelineError, now: float) -> None:
         """A draft worker did not open the session: another try later."""

@@ -41,6 +41,7 @@ def from_target_description(message: target.TargetDescription) -> TargetInfo:
         max_draft_tokens=message.limits.max_draft_tokens,
         sampler_version=message.sampler_version,
         cost_curve=tuple((point.tokens, point.seconds) for point in message.cost_curve),
+        projectors=tuple(message.projectors),
     )
 
 
@@ -50,7 +51,7 @@ def from_draft_description(message: draft.DraftDescription) -> DraftInfo:
     return DraftInfo(
         incarnation=message.incarnation,
         drafters=tuple(
-            DrafterInfo(drafter.name, drafter.model.tokenizer_fingerprint, drafter.needs_features)
+            DrafterInfo(drafter.name, drafter.model.tokenizer_fingerprint, drafter.needs_features, drafter.projector)
             for drafter in message.drafters
         ),
         default_drafter=message.default_drafter,

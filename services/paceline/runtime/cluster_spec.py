@@ -32,6 +32,9 @@ class ClusterSpec:
     model: str = "demo"
     draft_model: str | None = None
     """`none` runs draft workers without one; by default demo@layers=6 for the demo model, none for others."""
+    drafter_checkpoint: Path | None = None
+    """Folder of a hidden-state drafter of the model: targets keep its features, and draft workers take its drafts or
+    those of n-gram lookup by default. No draft model then, unless one is named."""
     dtype: str | None = None
     """Of both models; None for the services' default."""
     weights: str | None = None
@@ -107,19 +110,51 @@ class Configurations:
         spec = self._spec
         if service == "router":
             return {"http_port": spec.http_port, "grpc_port": spec.grpc_port, "replicas": spec.routers}
-        model: str | None = spec.model
+        model = spec.model
         if service == "draft":
-            model = spec.draft_model or ("demo@layers=6" if spec.model == "demo" else NO_MODEL)
+            model = spec.draft_model or self._usual_draft_model()
+        pool = max(1, spec.targets if service == "target" else spec.drafts)
+        threads = spec.threads or max(1, _cores() // pool)
+        extra = self._hidden(service, model, threads)
         if model == NO_MODEL:
             if spec.draft_weights is not None:
                 raise InvalidRequest("draft_weights", expected="a draft model to quantise", got=spec.draft_weights)
-            return {"engine": None, "drafters": ["ngram"]}
-        pool = max(1, spec.targets if service == "target" else spec.drafts)
-        threads = spec.threads or max(1, _cores() // pool)
+            return {"engine": None, "drafters": ["ngram"], **extra}
         weights = spec.weights if service == "target" else spec.draft_weights
         options = {"engine.dtype": spec.dtype, "engine.weights": weights}
         given = {key: value for key, value in options.items() if value is not None}
-        return {"engine.model": model, "engine.threads": threads, **given}
+        return {"engine.model": model, "engine.threads": threads, **given, **extra}
+
+    def _usual_draft_model(self) -> str:
+        spec = self._spec
+        return "demo@layers=6" if spec.model == "demo" and spec.drafter_checkpoint is None else NO_MODEL
+
+    def _hidden(self, service: str, draft_model: str, threads: int) -> dict[str, Any]:
+        """What a hidden-state drafter adds to a worker's settings."""
+        folder = self._spec.drafter_checkpoint
+        if folder is None:
+            return {}
+        path = str(folder.expanduser().resolve())
+        if service == "target":
+            return {"projectors": [path]}
+        name = _drafter_name(folder.expanduser())
+        return {
+            "drafters": ["ngram", *(["model"] if draft_model != NO_MODEL else []), name, "auto"],
+            "default_drafter": "auto",
+            "hidden.checkpoint": path,
+            "hidden.target": self._spec.model,
+            "hidden.threads": threads,
+        }
+
+
+def _drafter_name(folder: Path) -> str:
+    """What the drafter in a folder is called; the worker that loads it checks the rest."""
+    try:
+        name = json.loads((folder / "config.json").read_text())["speculators_model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = "a drafter's folder, with config.json and model.safetensors"
+        raise InvalidRequest("drafter_checkpoint", expected=expected, got=str(folder), hint=repr(error)) from error
+    return str(name)
 
 
 def _cores() -> int:

@@ -94,11 +94,28 @@ class TargetConfig(Worker):
     engine: EngineConfig = EngineConfig()
     step_tokens: int = Field(256, ge=2)
     """Tokens of one step at most; longer prompts are prefilled in chunks."""
+    projectors: tuple[str, ...] = ()
+    """Folders of hidden-state drafters whose context features are kept, so that draft workers may ask for them."""
     share_prefixes: bool = True
     """Whether sessions of a tenant start on what others computed of the same tokens; benches of prefill want it off."""
     max_draft_tokens: int = Field(32, ge=0, le=64)
     """Draft tokens of one round that are verified at most."""
     capture: CaptureConfig = CaptureConfig()
+
+
+class HiddenConfig(Closed):
+    """A hidden-state drafter: `dspark` or `dflash`, whichever its folder says."""
+
+    checkpoint: str = ""
+    """Its folder, with config.json and model.safetensors."""
+    target: str = ""
+    """The model it was trained for, whose embedding and head it borrows; by default what its config.json says."""
+    dtype: str = Field("bfloat16", pattern="^(float32|bfloat16)$")
+    """Type of weights and contexts."""
+    threads: int | None = Field(None, ge=1, le=512)
+    """CPU threads of a pass; by default all cores. One setting for the process: the draft model's wins."""
+    context_tokens: int = Field(65536, ge=256)
+    """Context positions held for all sessions together; the least recently drafted for are forgotten first."""
 
 
 class DraftConfig(Worker):
@@ -110,6 +127,8 @@ class DraftConfig(Worker):
     """Drafters offered. `auto` takes, per session and round, n-gram lookup or the other one, whichever gains more."""
     default_drafter: str = "ngram"
     """The drafter of sessions that name none."""
+    hidden: HiddenConfig = HiddenConfig()
+    """What the drafters `dspark` and `dflash` need."""
     max_draft_tokens: int = Field(32, ge=1, le=64)
     """K at most."""
     ngram_min: int = Field(2, ge=1)

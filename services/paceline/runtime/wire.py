@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from paceline.runtime.wire_features import from_feed, to_feed
 from paceline.runtime.wire_sampling import (
     from_distributions,
     from_logprobs,
@@ -190,6 +191,7 @@ def to_verify_task(task: VerifyTask) -> target.VerifyTask:
         proposer_model_id=task.proposal.proposer_model_id,
         distributions=to_distributions(task.proposal.distributions),
         trace=to_trace(task.trace),
+        feed=to_feed(task.feed),
     )
 
 
@@ -197,7 +199,7 @@ def from_verify_task(message: target.VerifyTask) -> VerifyTask:
     tokens = tuple(message.draft_tokens)
     distributions = from_distributions(message.distributions, tokens)
     proposal = Proposal(tokens, message.drafter, message.proposer_model_id, distributions=distributions)
-    return VerifyTask(from_fence(message.fence), proposal, from_trace(message.trace))
+    return VerifyTask(from_fence(message.fence), proposal, from_trace(message.trace), from_feed(message.feed))
 
 
 def to_finish(finish: Finish) -> common.Finish:

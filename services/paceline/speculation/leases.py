@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from paceline.speculation.features import Feed
+
 
 class Side(Enum):
     """Which worker of a session is meant."""
@@ -26,6 +28,7 @@ class Lease:
     deadline: float  # the opening counts as failed from this moment on, in the caller's clock, seconds
     held_len: int  # tokens the worker is known to hold once it has answered
     incarnation: str = ""  # empty until the worker has answered the opening
+    feed: Feed | None = None  # where context features go, if the drafter needs them
 
     @property
     def is_open(self) -> bool:
@@ -53,6 +56,12 @@ class Leases:
         """The lease of a side if the worker holds the session."""
         lease = self._held.get(side)
         return lease if lease is not None and lease.is_open else None
+
+    @property
+    def feed(self) -> Feed | None:
+        """Where context features go, if the drafter needs them; also while the draft worker is still opening."""
+        lease = self._held.get(Side.DRAFT)
+        return lease.feed if lease is not None else None
 
     def take(self, side: Side, worker: str, deadline: float, held_len: int) -> Lease:
         """Start opening a side, with ``held_len`` tokens, under the next epoch. What it held before is forgotten."""

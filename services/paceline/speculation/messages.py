@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from paceline.speculation.features import Feed
 from paceline.speculation.params import SamplingParams
 
 PROTOCOL_VERSION = "1"
@@ -197,6 +198,7 @@ class VerifyTask:
     fence: Fence
     proposal: Proposal = EMPTY_PROPOSAL
     trace: Trace = NO_TRACE
+    feed: Feed | None = None  # where the session's context features go, if somebody needs them
 
 
 @dataclass(frozen=True, slots=True)

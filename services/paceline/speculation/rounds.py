@@ -223,10 +223,10 @@ class Session:
         lease = self.leases.opened(Side.TARGET)
         assert self.phase is Phase.READY, self.phase
         assert lease is not None, "a session is ready only while its target holds it"
-        self.phase = Phase.VERIFYING
-        self._round.sent = now
+        self.phase, self._round.sent = Phase.VERIFYING, now
         self._verify = self._fence(lease)
-        return AskVerify(lease.worker, VerifyTask(self._verify, self._round.proposal, self._round.trace))
+        task = VerifyTask(self._verify, self._round.proposal, self._round.trace, self.leases.feed)
+        return AskVerify(lease.worker, task)
 
     def on_verdict(self, result: VerifyResult, now: float) -> list[Action]:
         """A target answered. Only the answer to the round under way counts."""
@@ -281,8 +281,7 @@ class Session:
         return [commit, Finished(verdict.finish)]
 
     def _make_ready(self, now: float, proposal: Proposal) -> None:
-        self._round.ready = now
-        self._round.proposal = proposal
+        self._round.ready, self._round.proposal = now, proposal
         self.phase = Phase.READY
 
     def _fence(self, lease: Lease) -> Fence:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from paceline.drafters.hidden.loading import read_projector
 from paceline.engine.grammar import Grammars, grammars_of
 from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
+from paceline.engine.projection import Projector
 from paceline.runtime import text
 from paceline.runtime.command import Progress
 from paceline.runtime.config import TargetConfig
 from paceline.runtime.server import MAX_MESSAGE_BYTES
+from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.messages import PROTOCOL_VERSION, SAMPLER_VERSION
 from paceline.target.sessions import Limits
 from paceline.target.verifier import Verifier
@@ -16,8 +21,22 @@ from paceline.v1 import target_pb2 as pb
 
 
 def load(config: TargetConfig, progress: Progress) -> LoadedEngine:
-    """Load the target. Raises what ``load_engine`` raises."""
-    return load_engine(EngineSpec(**config.engine.model_dump()), progress)
+    """Load the target. Raises what ``load_engine`` raises, and InvalidRequest for a projector that does not fit it."""
+    projectors = [_projector(folder) for folder in config.projectors]
+    if len({each.fingerprint for each in projectors}) < len(projectors):
+        raise InvalidRequest("projectors", expected="each projector once", got=list(config.projectors))
+    for folder, each in zip(config.projectors, projectors, strict=True):
+        progress(f"projector {each.fingerprint}: layers {', '.join(map(str, each.layers))}, of {folder}")
+    return load_engine(EngineSpec(**config.engine.model_dump()), progress, projectors)
+
+
+def _projector(folder: str) -> Projector:
+    try:
+        return read_projector(Path(folder).expanduser())
+    except (InvalidRequest, Unsupported) as error:
+        raise InvalidRequest(
+            "projectors", expected="folders of hidden-state drafters", got=folder, hint=str(error)
+        ) from error
 
 
 def verifier_for(config: TargetConfig, loaded: LoadedEngine, incarnation: str) -> Verifier:
@@ -66,4 +85,5 @@ def describe(verifier: Verifier, loaded: LoadedEngine) -> pb.TargetDescription:
             eos_token_ids=info.eos_token_ids,
         ),
         cost_curve=[common.CostPoint(tokens=rows, seconds=seconds) for rows, seconds in loaded.engine.cost_curve()],
+        projectors=list(info.features),
     )

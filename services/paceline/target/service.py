@@ -16,6 +16,7 @@ from paceline.runtime.streams import RouterStream
 from paceline.runtime.worker import HOUSEKEEPING_S, WorkerService
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import Resync, ResyncReason
+from paceline.target.feeder import Feeder
 from paceline.target.grammars import Compiler, GrammarDesk
 from paceline.target.spans import NoSpans, Spans
 from paceline.target.steps import STEP_LIMIT_S, StepLoop
@@ -59,18 +60,27 @@ class TargetService(WorkerService, TargetServiceServicer):
         step_limit_s: float = STEP_LIMIT_S,
         housekeeping_s: float = HOUSEKEEPING_S,
     ) -> None:
-        streams = Streams()
+        streams, thread = Streams(), thread or ComputeThread("engine")
+        feeder = Feeder(verifier.feeds, engine, thread)
         steps = StepLoop(
             verifier,
             engine,
-            thread or ComputeThread("engine"),
+            thread,
             deliver=streams.deliver,
+            feeder=feeder,
             spans=spans or NoSpans(),
             clock=clock,
             step_limit_s=step_limit_s,
         )
         super().__init__(
-            "the target", verifier, description, streams, [steps], log=log, clock=clock, housekeeping_s=housekeeping_s
+            "the target",
+            verifier,
+            description,
+            streams,
+            [steps, feeder],
+            log=log,
+            clock=clock,
+            housekeeping_s=housekeeping_s,
         )
         self._verifier, self._files = verifier, files
         self._grammars = GrammarDesk(compiler)

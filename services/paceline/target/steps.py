@@ -11,6 +11,7 @@ from functools import partial
 from paceline.engine.interface import Engine, StepPlan, StepResult
 from paceline.runtime.compute import ComputeThread
 from paceline.speculation.messages import StepReport, VerifyResult
+from paceline.target.feeder import Feeder
 from paceline.target.spans import Spans, StepSpan
 from paceline.target.verifier import Served, Verifier
 
@@ -32,6 +33,7 @@ class StepLoop:
     Args:
         thread: the engine's own; ``close`` closes it.
         deliver: takes a step's answers by router.
+        feeder: carries context features.
         clock: monotonic seconds.
         step_limit_s: a step that takes longer is stuck.
     """
@@ -43,12 +45,13 @@ class StepLoop:
         thread: ComputeThread,
         *,
         deliver: Deliver,
+        feeder: Feeder,
         spans: Spans,
         clock: Callable[[], float],
         step_limit_s: float = STEP_LIMIT_S,
     ) -> None:
         self._verifier, self._engine, self._thread = verifier, engine, thread
-        self._deliver, self._spans, self._clock = deliver, spans, clock
+        self._deliver, self._feeder, self._spans, self._clock = deliver, feeder, spans, clock
         self._step_limit_s = step_limit_s
         self._work = asyncio.Event()
         self._failures = 0
@@ -73,8 +76,9 @@ class StepLoop:
 
     async def _step(self, plan: StepPlan) -> None:
         start_ns, started = time.time_ns(), self._clock()
+        rows = self._verifier.feeds.of_step(plan)
         try:
-            result = await self._compute(plan)
+            result, features = await self._compute(plan, self._feeder.locate(rows))
         except Exception as error:
             log.exception("step %d failed; its %d sessions have to be re-opened", plan.step_id, len(plan.slices))
             self._failures += 1
@@ -86,13 +90,22 @@ class StepLoop:
                 raise EngineFailed(f"{self._failures} steps in a row failed, the last one with {error!r}") from error
         else:
             self._failures = 0
-            self._tell(plan, self._verifier.complete(plan, result, self._clock()), start_ns, result.duration_s)
+            served = self._verifier.complete(plan, result, self._clock())
+            for each, data in zip(rows, features, strict=True):
+                self._verifier.feeds.computed(each, data)
+            self._feeder.wake()
+            self._tell(plan, served, start_ns, result.duration_s)
 
-    async def _compute(self, plan: StepPlan) -> StepResult:
+    async def _compute(self, plan: StepPlan, read: Callable[[], list[bytes]]) -> tuple[StepResult, list[bytes]]:
+        """The step, and the context features that are awaited of it."""
+        work = partial(self._run, plan, read)
         try:
-            return await self._thread.run(partial(self._engine.step, plan), limit_s=self._step_limit_s)
+            return await self._thread.run(work, limit_s=self._step_limit_s)
         except TimeoutError as error:
             raise EngineFailed(f"step {plan.step_id}: {error}") from error
+
+    def _run(self, plan: StepPlan, read: Callable[[], list[bytes]]) -> tuple[StepResult, list[bytes]]:
+        return self._engine.step(plan), read()
 
     def _tell(
         self, plan: StepPlan, served: Sequence[Served], start_ns: int, duration_s: float, error: str = ""

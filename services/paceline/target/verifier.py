@@ -26,6 +26,7 @@ from paceline.speculation.messages import (
 )
 from paceline.speculation.shaping import GrammarState
 from paceline.target.answer import Detokenizer
+from paceline.target.feeds import Feeds
 from paceline.target.schedule import FairQueue, Share, allot
 from paceline.target.session import Round, Session
 from paceline.target.sessions import KvSpace, Limits, SessionTable
@@ -62,6 +63,7 @@ class Verifier:
         self.info, self.limits, self.incarnation = info, limits, incarnation
         self._table = SessionTable(kv, info, limits, detokenizer)
         self._queue = FairQueue()
+        self.feeds = Feeds(info.features, info.feature_dtype)
         self._plan: StepPlan | None = None  # the step under way
         self._seats: dict[str, _Seat] = {}  # who is in it, in the plan's order
         self._steps = 0
@@ -83,7 +85,12 @@ class Verifier:
 
     def open(self, opening: SessionOpen, now: float, grammar: GrammarState | None = None) -> None:
         """Take a session on, or over from an older lease. See SessionTable.open for what is kept and raised."""
+        held = self._table.get(opening.session_id)
         replaced = self._table.open(opening, now, grammar)
+        session = self._table.get(opening.session_id)
+        if session is not None and session is not held:
+            self.feeds.drop(opening.session_id)
+            self.feeds.ready(opening.session_id, session.kv_len)
         if replaced is not None:
             self._queue.remove(replaced.router_id, replaced.session_id)
 
@@ -126,6 +133,7 @@ class Verifier:
         if session.answer.finish is not None:
             verdict = Verdict((), (), 0, 0, finish=session.answer.finish, verifier_model_id=self.info.model_id)
             return VerifyResult(fence, verdict)
+        self.feeds.point(fence.session_id, task.feed)
         return self._enqueue(session, task, now)
 
     def plan(self, now: float) -> StepPlan | None:
@@ -176,6 +184,7 @@ class Verifier:
     def check_integrity(self) -> None:
         """Assert the invariants, printing all terms."""
         self._table.check_integrity()
+        self.feeds.check_integrity()
         terms = f"sessions {self.sessions}, waiting {self.waiting}, seats {sorted(self._seats)}"
         assert bool(self._seats) == (self._plan is not None), terms
         waiting = 0
@@ -216,11 +225,16 @@ class Verifier:
         if not share.caught_up:
             session.catch_up(share.rows, drawn.scores)
             self._table.publish(session)
+            self.feeds.ready(session.session_id, session.kv_len)
             self._queue.push(session.router_id, session.session_id)
             return None
         session.round = None
         outcome = session.commit(seat.round, share.drafts, drawn, self.info.model_id)
         self._table.publish(session)
+        if session.answer.finish is None:
+            self.feeds.ready(session.session_id, session.kv_len)
+        else:  # nobody drafts for it any more
+            self.feeds.drop(session.session_id)
         return outcome
 
     def _end_step(self, plan: StepPlan, *, broken: bool = False) -> list[_Seat]:
@@ -241,6 +255,7 @@ class Verifier:
     def _drop(self, sessions: Sequence[Session], *, broken: bool = False) -> int:
         for session in sessions:
             self._queue.remove(session.router_id, session.session_id)
+            self.feeds.drop(session.session_id)
             self._table.drop(session, broken=broken)
         return len(sessions)
 

@@ -25,31 +25,33 @@ _sym_db = _symbol_database.Default()
 from paceline.v1 import common_pb2 as paceline_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17paceline/v1/draft.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\"h\n\x12\x44rafterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x1d.paceline.v1.ModelDescription\x12\x16\n\x0eneeds_features\x18\x03 \x01(\x08\"\xd1\x01\n\x10\x44raftDescription\x12\x18\n\x10protocol_version\x18\x01 \x01(\t\x12\x17\n\x0fsampler_version\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.paceline.v1.WorkerLimits\x12\x31\n\x08\x64rafters\x18\x05 \x03(\x0b\x32\x1f.paceline.v1.DrafterDescription\x12\x17\n\x0f\x64\x65\x66\x61ult_drafter\x18\x06 \x01(\t\"\xd0\x01\n\tDraftTask\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\x10\n\x08\x61ppended\x18\x02 \x03(\r\x12\x13\n\x0b\x61ppend_from\x18\x03 \x01(\r\x12\x18\n\x10max_draft_tokens\x18\x04 \x01(\r\x12(\n\x05trace\x18\x05 \x01(\x0b\x32\x19.paceline.v1.TraceContext\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x06 \x01(\x04\x12\x10\n\x08token_us\x18\x07 \x01(\x04\x12\x0e\n\x06row_us\x18\x08 \x01(\x04\"F\n\nDraftBatch\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12%\n\x05tasks\x18\x02 \x03(\x0b\x32\x16.paceline.v1.DraftTask\"\x97\x01\n\rDraftProposal\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x02 \x01(\t\x12\x19\n\x11proposer_model_id\x18\x03 \x01(\t\x12\x12\n\nconfidence\x18\x04 \x03(\x02\x12\x36\n\rdistributions\x18\x05 \x03(\x0b\x32\x1f.paceline.v1.SparseDistribution\"\xb7\x01\n\x0b\x44raftResult\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12.\n\x08proposal\x18\x02 \x01(\x0b\x32\x1a.paceline.v1.DraftProposalH\x00\x12%\n\x06resync\x18\x03 \x01(\x0b\x32\x13.paceline.v1.ResyncH\x00\x12#\n\x06timing\x18\x04 \x01(\x0b\x32\x13.paceline.v1.TimingB\t\n\x07outcome\"=\n\x10\x44raftBatchResult\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.paceline.v1.DraftResult\"u\n\x0c\x46\x65\x61tureChunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"\x1e\n\rFeatureCredit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x32\xe7\x02\n\x0c\x44raftService\x12G\n\x08\x44\x65scribe\x12\x1c.paceline.v1.DescribeRequest\x1a\x1d.paceline.v1.DraftDescription\x12;\n\x04Open\x12\x18.paceline.v1.SessionOpen\x1a\x19.paceline.v1.OpenResponse\x12\x44\n\x07Release\x12\x1b.paceline.v1.ReleaseRequest\x1a\x1c.paceline.v1.ReleaseResponse\x12\x44\n\x06Rounds\x12\x17.paceline.v1.DraftBatch\x1a\x1d.paceline.v1.DraftBatchResult(\x01\x30\x01\x12\x45\n\x08\x46\x65\x61tures\x12\x19.paceline.v1.FeatureChunk\x1a\x1a.paceline.v1.FeatureCredit(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17paceline/v1/draft.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\"\x92\x01\n\x12\x44rafterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x1d.paceline.v1.ModelDescription\x12\x16\n\x0eneeds_features\x18\x03 \x01(\x08\x12\x11\n\tprojector\x18\x04 \x01(\t\x12\x15\n\rfeature_width\x18\x05 \x01(\r\"\xd1\x01\n\x10\x44raftDescription\x12\x18\n\x10protocol_version\x18\x01 \x01(\t\x12\x17\n\x0fsampler_version\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.paceline.v1.WorkerLimits\x12\x31\n\x08\x64rafters\x18\x05 \x03(\x0b\x32\x1f.paceline.v1.DrafterDescription\x12\x17\n\x0f\x64\x65\x66\x61ult_drafter\x18\x06 \x01(\t\"\xd0\x01\n\tDraftTask\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\x10\n\x08\x61ppended\x18\x02 \x03(\r\x12\x13\n\x0b\x61ppend_from\x18\x03 \x01(\r\x12\x18\n\x10max_draft_tokens\x18\x04 \x01(\r\x12(\n\x05trace\x18\x05 \x01(\x0b\x32\x19.paceline.v1.TraceContext\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x06 \x01(\x04\x12\x10\n\x08token_us\x18\x07 \x01(\x04\x12\x0e\n\x06row_us\x18\x08 \x01(\x04\"F\n\nDraftBatch\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12%\n\x05tasks\x18\x02 \x03(\x0b\x32\x16.paceline.v1.DraftTask\"\x97\x01\n\rDraftProposal\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x02 \x01(\t\x12\x19\n\x11proposer_model_id\x18\x03 \x01(\t\x12\x12\n\nconfidence\x18\x04 \x03(\x02\x12\x36\n\rdistributions\x18\x05 \x03(\x0b\x32\x1f.paceline.v1.SparseDistribution\"\xb7\x01\n\x0b\x44raftResult\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12.\n\x08proposal\x18\x02 \x01(\x0b\x32\x1a.paceline.v1.DraftProposalH\x00\x12%\n\x06resync\x18\x03 \x01(\x0b\x32\x13.paceline.v1.ResyncH\x00\x12#\n\x06timing\x18\x04 \x01(\x0b\x32\x13.paceline.v1.TimingB\t\n\x07outcome\"=\n\x10\x44raftBatchResult\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.paceline.v1.DraftResult\"\x9d\x01\n\x0c\x46\x65\x61tureChunk\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x07 \x01(\t\x12\x11\n\tprojector\x18\x08 \x01(\t\"Y\n\x0b\x46\x65\x61tureWant\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"G\n\rFeatureCredit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\'\n\x05wants\x18\x02 \x03(\x0b\x32\x18.paceline.v1.FeatureWant2\xe7\x02\n\x0c\x44raftService\x12G\n\x08\x44\x65scribe\x12\x1c.paceline.v1.DescribeRequest\x1a\x1d.paceline.v1.DraftDescription\x12;\n\x04Open\x12\x18.paceline.v1.SessionOpen\x1a\x19.paceline.v1.OpenResponse\x12\x44\n\x07Release\x12\x1b.paceline.v1.ReleaseRequest\x1a\x1c.paceline.v1.ReleaseResponse\x12\x44\n\x06Rounds\x12\x17.paceline.v1.DraftBatch\x1a\x1d.paceline.v1.DraftBatchResult(\x01\x30\x01\x12\x45\n\x08\x46\x65\x61tures\x12\x19.paceline.v1.FeatureChunk\x1a\x1a.paceline.v1.FeatureCredit(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.v1.draft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAFTERDESCRIPTION']._serialized_start=66
-  _globals['_DRAFTERDESCRIPTION']._serialized_end=170
-  _globals['_DRAFTDESCRIPTION']._serialized_start=173
-  _globals['_DRAFTDESCRIPTION']._serialized_end=382
-  _globals['_DRAFTTASK']._serialized_start=385
-  _globals['_DRAFTTASK']._serialized_end=593
-  _globals['_DRAFTBATCH']._serialized_start=595
-  _globals['_DRAFTBATCH']._serialized_end=665
-  _globals['_DRAFTPROPOSAL']._serialized_start=668
-  _globals['_DRAFTPROPOSAL']._serialized_end=819
-  _globals['_DRAFTRESULT']._serialized_start=822
-  _globals['_DRAFTRESULT']._serialized_end=1005
-  _globals['_DRAFTBATCHRESULT']._serialized_start=1007
-  _globals['_DRAFTBATCHRESULT']._serialized_end=1068
-  _globals['_FEATURECHUNK']._serialized_start=1070
-  _globals['_FEATURECHUNK']._serialized_end=1187
-  _globals['_FEATURECREDIT']._serialized_start=1189
-  _globals['_FEATURECREDIT']._serialized_end=1219
-  _globals['_DRAFTSERVICE']._serialized_start=1222
-  _globals['_DRAFTSERVICE']._serialized_end=1581
+  _globals['_DRAFTERDESCRIPTION']._serialized_start=67
+  _globals['_DRAFTERDESCRIPTION']._serialized_end=213
+  _globals['_DRAFTDESCRIPTION']._serialized_start=216
+  _globals['_DRAFTDESCRIPTION']._serialized_end=425
+  _globals['_DRAFTTASK']._serialized_start=428
+  _globals['_DRAFTTASK']._serialized_end=636
+  _globals['_DRAFTBATCH']._serialized_start=638
+  _globals['_DRAFTBATCH']._serialized_end=708
+  _globals['_DRAFTPROPOSAL']._serialized_start=711
+  _globals['_DRAFTPROPOSAL']._serialized_end=862
+  _globals['_DRAFTRESULT']._serialized_start=865
+  _globals['_DRAFTRESULT']._serialized_end=1048
+  _globals['_DRAFTBATCHRESULT']._serialized_start=1050
+  _globals['_DRAFTBATCHRESULT']._serialized_end=1111
+  _globals['_FEATURECHUNK']._serialized_start=1114
+  _globals['_FEATURECHUNK']._serialized_end=1271
+  _globals['_FEATUREWANT']._serialized_start=1273
+  _globals['_FEATUREWANT']._serialized_end=1362
+  _globals['_FEATURECREDIT']._serialized_start=1364
+  _globals['_FEATURECREDIT']._serialized_end=1435
+  _globals['_DRAFTSERVICE']._serialized_start=1438
+  _globals['_DRAFTSERVICE']._serialized_end=1797
 # @@protoc_insertion_point(module_scope)

@@ -8,14 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DrafterDescription(_message.Message):
-    __slots__ = ("name", "model", "needs_features")
+    __slots__ = ("name", "model", "needs_features", "projector", "feature_width")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PROJECTOR_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: _common_pb2.ModelDescription
     needs_features: bool
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ModelDescription, _Mapping]] = ..., needs_features: _Optional[bool] = ...) -> None: ...
+    projector: str
+    feature_width: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ModelDescription, _Mapping]] = ..., needs_features: _Optional[bool] = ..., projector: _Optional[str] = ..., feature_width: _Optional[int] = ...) -> None: ...
 
 class DraftDescription(_message.Message):
     __slots__ = ("protocol_version", "sampler_version", "incarnation", "limits", "drafters", "default_drafter")
@@ -94,23 +98,41 @@ class DraftBatchResult(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[DraftResult, _Mapping]]] = ...) -> None: ...
 
 class FeatureChunk(_message.Message):
-    __slots__ = ("session_id", "lease_epoch", "position", "count", "dtype", "data")
+    __slots__ = ("session_id", "lease_epoch", "position", "count", "dtype", "data", "incarnation", "projector")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PROJECTOR_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease_epoch: int
     position: int
     count: int
     dtype: str
     data: bytes
-    def __init__(self, session_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., position: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    incarnation: str
+    projector: str
+    def __init__(self, session_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., position: _Optional[int] = ..., count: _Optional[int] = ..., dtype: _Optional[str] = ..., data: _Optional[bytes] = ..., incarnation: _Optional[str] = ..., projector: _Optional[str] = ...) -> None: ...
+
+class FeatureWant(_message.Message):
+    __slots__ = ("session_id", "lease_epoch", "position", "refused")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    lease_epoch: int
+    position: int
+    refused: bool
+    def __init__(self, session_id: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., position: _Optional[int] = ..., refused: _Optional[bool] = ...) -> None: ...
 
 class FeatureCredit(_message.Message):
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "wants")
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    WANTS_FIELD_NUMBER: _ClassVar[int]
     bytes: int
-    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    wants: _containers.RepeatedCompositeFieldContainer[FeatureWant]
+    def __init__(self, bytes: _Optional[int] = ..., wants: _Optional[_Iterable[_Union[FeatureWant, _Mapping]]] = ...) -> None: ...

@@ -92,7 +92,8 @@ class DraftServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Features(self, request_iterator, context):
-        """Reserved: hidden-state features from a verifier, chunked, with credits for flow control.
+        """Context features from a verifier, for drafters that need them: chunked, as far as there are credits. The worker says
+        where to go on with a session; a verifier that doesn't know offers it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

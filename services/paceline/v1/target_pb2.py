@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paceline.v1 import common_pb2 as paceline_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18paceline/v1/target.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\"\x17\n\x15\x46\x65tchTokenizerRequest\"\xe0\x01\n\x11TargetDescription\x12\x18\n\x10protocol_version\x18\x01 \x01(\t\x12\x17\n\x0fsampler_version\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.paceline.v1.WorkerLimits\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.paceline.v1.ModelDescription\x12*\n\ncost_curve\x18\x06 \x03(\x0b\x32\x16.paceline.v1.CostPoint\"\xd3\x01\n\nVerifyTask\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\x14\n\x0c\x64raft_tokens\x18\x02 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12\x19\n\x11proposer_model_id\x18\x04 \x01(\t\x12(\n\x05trace\x18\x05 \x01(\x0b\x32\x19.paceline.v1.TraceContext\x12\x36\n\rdistributions\x18\x06 \x03(\x0b\x32\x1f.paceline.v1.SparseDistribution\"H\n\x0bVerifyBatch\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12&\n\x05tasks\x18\x02 \x03(\x0b\x32\x17.paceline.v1.VerifyTask\"\xbb\x02\n\x07Verdict\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12)\n\x07sources\x18\x02 \x03(\x0e\x32\x18.paceline.v1.TokenSource\x12\x12\n\nverify_len\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\x12#\n\x06\x66inish\x18\x06 \x01(\x0b\x32\x13.paceline.v1.Finish\x12\x19\n\x11verifier_model_id\x18\x07 \x01(\t\x12,\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\x33\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\r\n\x05lossy\x18\n \x01(\x08\x12\x0f\n\x07\x64rafter\x18\x0b \x01(\t\"\xb1\x01\n\x0cVerifyResult\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\'\n\x07verdict\x18\x02 \x01(\x0b\x32\x14.paceline.v1.VerdictH\x00\x12%\n\x06resync\x18\x03 \x01(\x0b\x32\x13.paceline.v1.ResyncH\x00\x12#\n\x06timing\x18\x04 \x01(\x0b\x32\x13.paceline.v1.TimingB\t\n\x07outcome\"T\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x64uration_us\x18\x04 \x01(\x04\"f\n\x11VerifyBatchResult\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.paceline.v1.VerifyResult\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x17.paceline.v1.StepReport2\xf4\x02\n\rTargetService\x12H\n\x08\x44\x65scribe\x12\x1c.paceline.v1.DescribeRequest\x1a\x1e.paceline.v1.TargetDescription\x12;\n\x04Open\x12\x18.paceline.v1.SessionOpen\x1a\x19.paceline.v1.OpenResponse\x12\x44\n\x07Release\x12\x1b.paceline.v1.ReleaseRequest\x1a\x1c.paceline.v1.ReleaseResponse\x12\x46\n\x06Rounds\x12\x18.paceline.v1.VerifyBatch\x1a\x1e.paceline.v1.VerifyBatchResult(\x01\x30\x01\x12N\n\x0e\x46\x65tchTokenizer\x12\".paceline.v1.FetchTokenizerRequest\x1a\x16.paceline.v1.FileChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18paceline/v1/target.proto\x12\x0bpaceline.v1\x1a\x18paceline/v1/common.proto\"\x17\n\x15\x46\x65tchTokenizerRequest\"\xf4\x01\n\x11TargetDescription\x12\x18\n\x10protocol_version\x18\x01 \x01(\t\x12\x17\n\x0fsampler_version\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.paceline.v1.WorkerLimits\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.paceline.v1.ModelDescription\x12*\n\ncost_curve\x18\x06 \x03(\x0b\x32\x16.paceline.v1.CostPoint\x12\x12\n\nprojectors\x18\x07 \x03(\t\"[\n\x0b\x46\x65\x61tureFeed\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0blease_epoch\x18\x03 \x01(\x04\x12\x11\n\tprojector\x18\x04 \x01(\t\"\xfb\x01\n\nVerifyTask\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\x14\n\x0c\x64raft_tokens\x18\x02 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12\x19\n\x11proposer_model_id\x18\x04 \x01(\t\x12(\n\x05trace\x18\x05 \x01(\x0b\x32\x19.paceline.v1.TraceContext\x12\x36\n\rdistributions\x18\x06 \x03(\x0b\x32\x1f.paceline.v1.SparseDistribution\x12&\n\x04\x66\x65\x65\x64\x18\x07 \x01(\x0b\x32\x18.paceline.v1.FeatureFeed\"H\n\x0bVerifyBatch\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12&\n\x05tasks\x18\x02 \x03(\x0b\x32\x17.paceline.v1.VerifyTask\"\xbb\x02\n\x07Verdict\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12)\n\x07sources\x18\x02 \x03(\x0e\x32\x18.paceline.v1.TokenSource\x12\x12\n\nverify_len\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\x12#\n\x06\x66inish\x18\x06 \x01(\x0b\x32\x13.paceline.v1.Finish\x12\x19\n\x11verifier_model_id\x18\x07 \x01(\t\x12,\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\x33\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x1a.paceline.v1.TokenLogprobs\x12\r\n\x05lossy\x18\n \x01(\x08\x12\x0f\n\x07\x64rafter\x18\x0b \x01(\t\"\xb1\x01\n\x0cVerifyResult\x12!\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x12.paceline.v1.Fence\x12\'\n\x07verdict\x18\x02 \x01(\x0b\x32\x14.paceline.v1.VerdictH\x00\x12%\n\x06resync\x18\x03 \x01(\x0b\x32\x13.paceline.v1.ResyncH\x00\x12#\n\x06timing\x18\x04 \x01(\x0b\x32\x13.paceline.v1.TimingB\t\n\x07outcome\"T\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x64uration_us\x18\x04 \x01(\x04\"f\n\x11VerifyBatchResult\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.paceline.v1.VerifyResult\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x17.paceline.v1.StepReport2\xf4\x02\n\rTargetService\x12H\n\x08\x44\x65scribe\x12\x1c.paceline.v1.DescribeRequest\x1a\x1e.paceline.v1.TargetDescription\x12;\n\x04Open\x12\x18.paceline.v1.SessionOpen\x1a\x19.paceline.v1.OpenResponse\x12\x44\n\x07Release\x12\x1b.paceline.v1.ReleaseRequest\x1a\x1c.paceline.v1.ReleaseResponse\x12\x46\n\x06Rounds\x12\x18.paceline.v1.VerifyBatch\x1a\x1e.paceline.v1.VerifyBatchResult(\x01\x30\x01\x12N\n\x0e\x46\x65tchTokenizer\x12\".paceline.v1.FetchTokenizerRequest\x1a\x16.paceline.v1.FileChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHTOKENIZERREQUEST']._serialized_start=67
   _globals['_FETCHTOKENIZERREQUEST']._serialized_end=90
   _globals['_TARGETDESCRIPTION']._serialized_start=93
-  _globals['_TARGETDESCRIPTION']._serialized_end=317
-  _globals['_VERIFYTASK']._serialized_start=320
-  _globals['_VERIFYTASK']._serialized_end=531
-  _globals['_VERIFYBATCH']._serialized_start=533
-  _globals['_VERIFYBATCH']._serialized_end=605
-  _globals['_VERDICT']._serialized_start=608
-  _globals['_VERDICT']._serialized_end=923
-  _globals['_VERIFYRESULT']._serialized_start=926
-  _globals['_VERIFYRESULT']._serialized_end=1103
-  _globals['_STEPREPORT']._serialized_start=1105
-  _globals['_STEPREPORT']._serialized_end=1189
-  _globals['_VERIFYBATCHRESULT']._serialized_start=1191
-  _globals['_VERIFYBATCHRESULT']._serialized_end=1293
-  _globals['_TARGETSERVICE']._serialized_start=1296
-  _globals['_TARGETSERVICE']._serialized_end=1668
+  _globals['_TARGETDESCRIPTION']._serialized_end=337
+  _globals['_FEATUREFEED']._serialized_start=339
+  _globals['_FEATUREFEED']._serialized_end=430
+  _globals['_VERIFYTASK']._serialized_start=433
+  _globals['_VERIFYTASK']._serialized_end=684
+  _globals['_VERIFYBATCH']._serialized_start=686
+  _globals['_VERIFYBATCH']._serialized_end=758
+  _globals['_VERDICT']._serialized_start=761
+  _globals['_VERDICT']._serialized_end=1076
+  _globals['_VERIFYRESULT']._serialized_start=1079
+  _globals['_VERIFYRESULT']._serialized_end=1256
+  _globals['_STEPREPORT']._serialized_start=1258
+  _globals['_STEPREPORT']._serialized_end=1342
+  _globals['_VERIFYBATCHRESULT']._serialized_start=1344
+  _globals['_VERIFYBATCHRESULT']._serialized_end=1446
+  _globals['_TARGETSERVICE']._serialized_start=1449
+  _globals['_TARGETSERVICE']._serialized_end=1821
 # @@protoc_insertion_point(module_scope)

@@ -12,36 +12,52 @@ class FetchTokenizerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TargetDescription(_message.Message):
-    __slots__ = ("protocol_version", "sampler_version", "incarnation", "limits", "model", "cost_curve")
+    __slots__ = ("protocol_version", "sampler_version", "incarnation", "limits", "model", "cost_curve", "projectors")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COST_CURVE_FIELD_NUMBER: _ClassVar[int]
+    PROJECTORS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: str
     sampler_version: str
     incarnation: str
     limits: _common_pb2.WorkerLimits
     model: _common_pb2.ModelDescription
     cost_curve: _containers.RepeatedCompositeFieldContainer[_common_pb2.CostPoint]
-    def __init__(self, protocol_version: _Optional[str] = ..., sampler_version: _Optional[str] = ..., incarnation: _Optional[str] = ..., limits: _Optional[_Union[_common_pb2.WorkerLimits, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.ModelDescription, _Mapping]] = ..., cost_curve: _Optional[_Iterable[_Union[_common_pb2.CostPoint, _Mapping]]] = ...) -> None: ...
+    projectors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[str] = ..., sampler_version: _Optional[str] = ..., incarnation: _Optional[str] = ..., limits: _Optional[_Union[_common_pb2.WorkerLimits, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.ModelDescription, _Mapping]] = ..., cost_curve: _Optional[_Iterable[_Union[_common_pb2.CostPoint, _Mapping]]] = ..., projectors: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FeatureFeed(_message.Message):
+    __slots__ = ("address", "incarnation", "lease_epoch", "projector")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PROJECTOR_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    incarnation: str
+    lease_epoch: int
+    projector: str
+    def __init__(self, address: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., projector: _Optional[str] = ...) -> None: ...
 
 class VerifyTask(_message.Message):
-    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace", "distributions")
+    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace", "distributions", "feed")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     PROPOSER_MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    FEED_FIELD_NUMBER: _ClassVar[int]
     fence: _common_pb2.Fence
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
     drafter: str
     proposer_model_id: str
     trace: _common_pb2.TraceContext
     distributions: _containers.RepeatedCompositeFieldContainer[_common_pb2.SparseDistribution]
-    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ...) -> None: ...
+    feed: FeatureFeed
+    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ..., feed: _Optional[_Union[FeatureFeed, _Mapping]] = ...) -> None: ...
 
 class VerifyBatch(_message.Message):
     __slots__ = ("router_id", "tasks")

@@ -28,7 +28,7 @@ from paceline.speculation.shaping import Shaping
 
 MAX_BLOCKS = 64  # of one pass
 RESERVE_TOKENS = 64
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _WARM_BLOCKS = (1, 2, 4, 8)
 
 

@@ -32,7 +32,7 @@ class LoadedDrafter:
 
     drafter: ContextDrafter
     tokenizer_files: dict[str, bytes]  # of the target
-    config: HiddenConfig
+    kernels: str  # it runs on: native or torch
 
 
 def read_projector(folder: Path) -> Projector:
@@ -73,7 +73,7 @@ def load_drafter(
         whole=None if kernels is None else NativeDraw(kernels),
     )
     shaping = DraftShaping(vocab_size=vocab_size, eos=eos, grammars=grammars)
-    return LoadedDrafter(ContextDrafter(served, shaping), files, network.config)
+    return LoadedDrafter(ContextDrafter(served, shaping), files, "torch" if kernels is None else "native")
 
 
 def _fingerprint(config: HiddenConfig, matrix: Tensor, norm: Tensor) -> str:
