@@ -183,6 +183,18 @@ def test_conversations_that_are_not_over_wait(prompts: Path, tmp_path: Path) -> 
     assert all(each.loss_mask.sum() >= 12 for each in kept)
 
 
+def test_states_of_another_numerics_class_are_told(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capture(prompts, tmp_path / "cache", "--answers-only") == 0
+    path = tmp_path / "cache.answers.jsonl"
+    path.write_text(path.read_text().replace('"numerics_class":"', '"numerics_class":"other-', 1))
+    assert capture(prompts, tmp_path / "cache", "--from-answers") == 0
+    assert "of numerics class other-" in capsys.readouterr().err
+    made = TargetCache.open(tmp_path / "cache").manifest.provenance
+    assert made["paceline_answers"]["numerics_class"] == "other-" + made["paceline_states"]["numerics_class"]
+
+
 def test_what_has_no_room_is_told(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capture(prompts, tmp_path / "cache", "--max-length", "40") == 0
     told = capsys.readouterr().err

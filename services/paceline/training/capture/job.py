@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from paceline.cache.target import CacheSpec, Sample, TargetCacheWriter, seal
 from paceline.drafters.hidden.config import default_layer_ids
-from paceline.engine.interface import Engine
+from paceline.engine.interface import Engine, EngineInfo
 from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
 from paceline.runtime.text import TextCodec
 from paceline.speculation.errors import InvalidRequest
@@ -137,12 +138,7 @@ def capture(options: Options, engine: Engine, say: Say) -> None:
     assert options.cache is not None
     path = options.answers_of(options.part)
     found = load(path)
-    for name in ("fingerprint", "numerics_class"):
-        if found.settings.get(name) != getattr(engine.info, name):
-            hint = f"{path} holds the answers of {found.settings.get('model')}"
-            raise InvalidRequest(
-                name, expected=str(found.settings.get(name)), got=getattr(engine.info, name), hint=hint
-            )
+    _require_same_target(path, found.settings, engine.info, say)
     layers = options.layers or default_layer_ids(engine.info.layers, LAYERS)
     spec = spec_of(options, engine, layers, dict(found.settings))
     reader = Reader(engine, layers, step_tokens=options.step_tokens, max_length=spec.max_length)
@@ -164,6 +160,15 @@ def capture(options: Options, engine: Engine, say: Say) -> None:
     )
 
 
+def _require_same_target(path: Path, made: Mapping[str, object], info: EngineInfo, say: Say) -> None:
+    """Raises InvalidRequest if another target gave the answers; one that computes otherwise is told of."""
+    if made.get("fingerprint") != info.fingerprint:
+        hint = f"{path} holds the answers of {made.get('model')}"
+        raise InvalidRequest("fingerprint", expected=str(made.get("fingerprint")), got=info.fingerprint, hint=hint)
+    if made.get("numerics_class") != info.numerics_class:
+        say(f"answers are of numerics class {made.get('numerics_class')}: states will differ from them by rounding")
+
+
 def spec_of(options: Options, engine: Engine, layers: tuple[int, ...], made: dict[str, object]) -> CacheSpec:
     """What the cache says of itself; the same for all parts."""
     info = engine.info
@@ -175,7 +180,7 @@ def spec_of(options: Options, engine: Engine, layers: tuple[int, ...], made: dic
         chat_template=info.model_id,
         max_length=int(str(made["max_length"])),
         min_loss_tokens=options.min_loss_tokens,
-        more={"paceline_answers": made},
+        more={"paceline_answers": made, "paceline_states": {"numerics_class": info.numerics_class}},
     )
 
 

@@ -12,6 +12,8 @@ from paceline.speculation.errors import InvalidRequest
 from paceline.training.capture.recipe import Recipe
 
 _RECIPE = Recipe()
+_KV_TOKENS = 98304  # 128 answers of the default length with their prompts
+_READ_SAMPLES = 4  # samples the target reads at once, at most, when it does nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         parts=parts,
         sessions=given.sessions,
         step_tokens=given.step_tokens,
-        kv_tokens=given.kv_tokens,
+        kv_tokens=given.kv_tokens or (_READ_SAMPLES * given.max_length if given.from_answers else _KV_TOKENS),
         threads=given.threads,
         dtype=given.dtype,
         weights=given.weights,
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="size of a shard")
     add("--sessions", type=int, default=128, metavar="N", help="answers under way at once")
     add("--step-tokens", type=int, default=256, metavar="N", help="rows of a step")
-    add("--kv-tokens", type=int, default=98304, metavar="N", help="KV positions held for all answers together")
+    add("--kv-tokens", type=int, metavar="N", help="KV positions held (default: 98304; a few samples for states alone)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     add("--dtype", default="bfloat16", help="type of weights and KV state")
     add("--weights", default="", help="int8 or int4: a quantised target is another target")
