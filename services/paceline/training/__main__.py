@@ -11,14 +11,18 @@ from pathlib import Path
 
 import torch
 
-from paceline.speculation.errors import PacelineError
+from paceline.engine import models
+from paceline.speculation.errors import InvalidRequest, PacelineError
 from paceline.training import setup
 from paceline.training.progress import Display
+from paceline.training.quick import Interrupted, Quick, prepare
 from paceline.training.recipe import Recipe
 from paceline.training.replay import Replayed
 from paceline.training.trainer import DRAFTER, Trainer
 from paceline.training.workers import Workers
 
+INTERRUPTED = 130
+_MINUTES = 20.0  # unless said otherwise
 _FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 _OPTIONS = {
     "model": "the target: demo, a folder, a GGUF file or a Hugging Face id",
@@ -49,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return _train(options)
+    except Interrupted as error:
+        print(error, file=sys.stderr)  # noqa: T201  # what a command says
+        return INTERRUPTED
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  # what a command says
         return 1
@@ -66,19 +73,32 @@ def _train(options: argparse.Namespace) -> int:
     finally:
         display.close()
         workers.leave()
-    return 130 if stopped else 0
+    return INTERRUPTED if stopped else 0
 
 
 def _trainer(options: argparse.Namespace, device: torch.device, workers: Workers, display: Display) -> Trainer:
-    at = setup.Surroundings(options.out, options.cache, device, workers, display.say)
     if options.resume:
-        return setup.resumed(at)
+        return setup.resumed(_at(options, device, workers, display))
     given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
     if "steps" not in given and "minutes" not in given:
-        given["minutes"] = 20.0
+        given["minutes"] = Quick().minutes if options.quick else _MINUTES
     if options.init_layers is not None:
         given["init_layers"] = tuple(options.init_layers)
-    return setup.begin(Recipe(**given), at)
+    recipe = Recipe(**given)
+    return setup.begin(recipe, _at(options, device, workers, display))
+
+
+def _at(options: argparse.Namespace, device: torch.device, workers: Workers, display: Display) -> setup.Surroundings:
+    """Where the run runs; of a quick one, its own cache."""
+    caches = options.cache
+    if options.quick:
+        if caches or workers.count > 1:
+            raise InvalidRequest("quick", expected="no --cache, and one process", got=[str(each) for each in caches])
+        model = options.model or models.DEMO
+        caches = [prepare(options.out, model, options.threads, display.say, how=Quick())]
+    if not caches:
+        raise InvalidRequest("cache", expected="at least one", got=None, hint="or --quick, which makes its own")
+    return setup.Surroundings(options.out, caches, device, workers, display.say)
 
 
 def _run(trainer: Trainer, display: Display, workers: Workers) -> bool:
@@ -117,8 +137,9 @@ def _summary(found: Replayed) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("paceline train", description="Train a drafter on a target cache.")
-    parser.add_argument("--cache", type=Path, action="append", required=True, help="a target cache; may be repeated")
+    parser.add_argument("--cache", type=Path, action="append", default=[], help="a target cache; may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the drafter is in its drafter/")
+    parser.add_argument("--quick", action="store_true", help="from nothing: prompts, capture and training in one")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out; its recipe stands")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads")
