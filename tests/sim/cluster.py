@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from paceline.router.answers import Answer
@@ -18,9 +18,10 @@ from paceline.speculation.messages import DraftResult, StepReport, VerifyResult
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.rounds import Session
 
+from tests.sim.features import PROJECTOR, CheckedDrafter, FeatureLine
 from tests.sim.network import Connection
 from tests.sim.scenario import Outcome, Scenario
-from tests.sim.workers import CONTEXT, SimDraft, SimTarget
+from tests.sim.workers import CONTEXT, SimDraft, SimTarget, fake_target
 from tests.sim.world import World
 
 LIMIT_S = 600.0
@@ -40,10 +41,18 @@ class Cluster:
         self.links: dict[tuple[Side, str], Connection] = {}
         for index in range(scenario.targets):
             send = partial(self._verdicts, f"t{index}")
-            target = SimTarget(self.world, f"t{index}", send, scenario.cost, scenario.broken_steps)
+            projectors = (PROJECTOR,) if scenario.features else ()
+            target = SimTarget(
+                self.world, f"t{index}", send, scenario.cost, scenario.broken_steps, projectors=projectors
+            )
             self._add(Side.TARGET, target)
+        self.readers: list[CheckedDrafter] = []  # of all lives of all draft workers
         for index in range(scenario.drafts):
-            self._add(Side.DRAFT, SimDraft(self.world, f"d{index}", partial(self._drafts, f"d{index}"), self._pause))
+            reader = self._reader if scenario.features else None
+            send_drafts = partial(self._drafts, f"d{index}")
+            self._add(Side.DRAFT, SimDraft(self.world, f"d{index}", send_drafts, self._pause, reader))
+        if scenario.features:
+            self._lay_feature_lines()
 
     def run(self) -> list[Outcome]:
         """Returns what each client saw. Raises AssertionError if anything hangs."""
@@ -184,6 +193,22 @@ class Cluster:
 
     # Connections and trouble ------------------------------------------------------------------------------------
 
+    def _reader(self) -> CheckedDrafter:
+        self.readers.append(CheckedDrafter(fake_target((PROJECTOR,)), self.scenario.feature_room))
+        return self.readers[-1]
+
+    def _lay_feature_lines(self) -> None:
+        """One from every target to every draft worker."""
+        workers = [link.worker for link in self.links.values()]
+        targets = [worker for worker in workers if isinstance(worker, SimTarget)]
+        drafts = [worker for worker in workers if isinstance(worker, SimDraft)]
+        breaks = self.scenario.feature_breaks
+        lines = [FeatureLine(self.world, target, draft, breaks) for target in targets for draft in drafts]
+        for target in targets:
+            target.pump = partial(_each, [line.pump for line in lines if line.target is target])
+        for draft in drafts:
+            draft.answer_feeds = partial(_each, [line.answer for line in lines if line.draft is draft])
+
     def _add(self, side: Side, worker: SimTarget | SimDraft) -> None:
         self.links[side, worker.address] = Connection(self.world, worker, self.scenario.weather, "router")
 
@@ -253,6 +278,11 @@ class Cluster:
         if self.world.rng.random() < 0.6:
             return partial(self._crash, side, address)
         return partial(self._break, side, address, self.world.rng.uniform(0.01, 0.3))
+
+
+def _each(acts: Sequence[Callable[[], None]]) -> None:
+    for act in acts:
+        act()
 
 
 def _brief(event: Event | PacelineError) -> str:

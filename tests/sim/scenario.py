@@ -39,6 +39,9 @@ class Scenario:
     draft_faults: int = 0
     cost: Cost = CHEAP
     broken_steps: float = 0.0  # share of verify steps that fail, and lose their sessions
+    features: bool = False  # draft workers have a drafter that reads them, and it is the default
+    feature_breaks: float = 0.0  # probability that a feature stream breaks at a message
+    feature_room: int = 10_000  # positions that drafter has room for
     amnesia: int = 0  # a worker silently forgets the sessions it has, so many times
     draft_run_s: tuple[float, float] = (0.0005, 0.004)  # how long a draft worker's run takes
     output: tuple[int, int] = (1, 50)  # max_tokens of a request, from and below
@@ -122,5 +125,6 @@ def scenario_of(seed: int) -> Scenario:
         Scenario(drafts=0, target_faults=2),
         Scenario(targets=1, target_faults=2, draft_faults=2),
         Scenario(targets=1, drafts=1, amnesia=12, broken_steps=0.05, trouble_s=0.4),
+        Scenario(features=True, feature_breaks=0.02, feature_room=260, draft_faults=3, target_faults=2, amnesia=2),
     )
     return kinds[seed % len(kinds)]

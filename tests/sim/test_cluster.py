@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from paceline.speculation.params import SpeculationMode, SpeculationParams
@@ -31,7 +32,7 @@ def test_every_session_ends_with_the_targets_own_tokens(seed: int) -> None:
         pytest.fail(f"{error}\nreplay: .venv/bin/python -m tests.sim.replay {seed}")
 
 
-@pytest.mark.parametrize("seed", [4, 5, 13])
+@pytest.mark.parametrize("seed", [4, 5, 13, 19])
 def test_the_same_seed_gives_the_same_transcript(seed: int) -> None:
     first, second = (run(seed, scenario_of(seed))[0] for _ in range(2))
     assert first.world.transcript == second.world.transcript
@@ -118,3 +119,38 @@ def test_the_number_of_cohorts_is_chosen_well(cost: Cost, draft_run_s: tuple[flo
     chosen, pinned = duration(0, cost, draft_run_s), {count: duration(count, cost, draft_run_s) for count in (1, 2)}
     assert min(pinned, key=pinned.__getitem__) == best
     assert chosen < 1.05 * pinned[best]
+
+
+READING = (SpeculationParams(drafter="checked"), SpeculationParams(SpeculationMode.FIXED, 4, "checked"))
+FED = Scenario(targets=1, drafts=1, features=True, output=(40, 60), speculation=READING)
+
+
+TROUBLE: dict[str, Any] = {"feature_breaks": 0.08, "feature_room": 260, "draft_faults": 3, "target_faults": 1}
+
+
+def drafted(cluster: Cluster) -> tuple[int, int]:
+    """Asks that had all their features, and asks that had not, of drafters that checked every row."""
+    return sum(each.drafted for each in cluster.readers), sum(each.starved for each in cluster.readers)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_are_there_when_drafts_are_asked_for(seed: int) -> None:
+    cluster, outcomes = run(seed, replace(FED, sessions=4))
+    fed, starved = drafted(cluster)
+    assert fed > 10 * starved
+    assert any(commit.accepted for outcome in outcomes for commit in outcome.commits if commit.drafter == "checked")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_features_that_are_late_or_lost_cost_drafts_and_nothing_else(seed: int) -> None:
+    """Streams break every few messages, and there is too little room: the text stays, and no row is another's."""
+    cluster, _ = run(seed, replace(FED, drafts=2, sessions=10, **TROUBLE))
+    fed, starved = drafted(cluster)
+    assert fed
+    assert starved
+
+
+def test_new_draft_workers_get_all_features_from_the_first() -> None:
+    scenario = replace(FED, sessions=3, draft_faults=2, arrivals_s=0.01, trouble_s=0.3, outage_max_s=0.1)
+    later = [reader for seed in range(4) for reader in run(seed, scenario)[0].readers[1:]]
+    assert any(reader.drafted for reader in later)

@@ -9,15 +9,18 @@ from typing import ClassVar
 
 from paceline.draft.worker import DraftWorker
 from paceline.drafters.choice import chooser
+from paceline.drafters.interface import Drafter, FeatureDrafter
 from paceline.drafters.model import ModelDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
-from paceline.engine.interface import Slice, StepPlan, StepResult
+from paceline.engine.interface import FeatureRows, Slice, StepPlan, StepResult
+from paceline.engine.projection import Projector
 from paceline.router.pairing import DrafterInfo, DraftInfo, TargetInfo
 from paceline.runtime.text import TextCodec
 from paceline.speculation.messages import DraftResult, DraftTask, SessionOpen, StepReport, VerifyResult, VerifyTask
 from paceline.speculation.sampling import Row, sample
 from paceline.target.answer import resume
+from paceline.target.feeds import Rows
 from paceline.target.sessions import Limits
 from paceline.target.verifier import Verifier
 
@@ -68,8 +71,8 @@ class SimEngine(FakeEngine):
         return StepResult(samples, 0.0)
 
 
-def fake_target() -> FakeEngine:
-    return SimEngine(OPTIONS, sleep=None)
+def fake_target(projectors: Sequence[Projector] = ()) -> FakeEngine:
+    return SimEngine(OPTIONS, sleep=None, projectors=projectors)
 
 
 class SimTarget:
@@ -82,8 +85,12 @@ class SimTarget:
         send: Callable[[str, list[VerifyResult], StepReport], None],
         cost: Cost,
         broken_steps: float,
+        *,
+        projectors: Sequence[Projector] = (),
     ) -> None:
         self.world, self.address, self._send, self._cost = world, address, send, cost
+        self._projectors = tuple(projectors)
+        self.pump: Callable[[], None] = lambda: None  # carries features on
         self._broken_steps = broken_steps  # share of steps that fail
         self.life = 0  # grows with every crash; things planned in an earlier life don't happen
         self.alive = False
@@ -92,7 +99,7 @@ class SimTarget:
     def start(self) -> None:
         self.alive, self.life = True, self.life + 1
         self._stepping = False
-        self.engine = fake_target()
+        self.engine = fake_target(self._projectors)
         limits = Limits(max_sessions=64, step_tokens=128)
         incarnation = f"{self.address}#{self.life}"
         self.verifier = Verifier(
@@ -117,6 +124,7 @@ class SimTarget:
             max_sessions=64,
             max_draft_tokens=32,
             cost_curve=tuple((rows, self._cost.seconds(rows)) for rows in (1, 16, 64, 128)),
+            projectors=tuple(info.features),
         )
 
     def open(self, opening: SessionOpen) -> str:
@@ -135,20 +143,27 @@ class SimTarget:
         if at_once:
             self._send(router_id, at_once, StepReport())
         self._step()
+        self.pump()
 
     def _step(self) -> None:
         plan = None if self._stepping else self.verifier.plan(self.world.now)
         if plan is not None:
             self._stepping = True
-            self.world.after(self._cost.seconds(plan.rows), functools.partial(self._complete, self.life, plan))
+            rows = self.verifier.feeds.of_step(plan)
+            read = [self.engine.locate_features(each.session_id, each.feed.projector, *each[2:]) for each in rows]
+            done = functools.partial(self._complete, self.life, plan, list(zip(rows, read, strict=True)))
+            self.world.after(self._cost.seconds(plan.rows), done)
 
-    def _complete(self, life: int, plan: StepPlan) -> None:
+    def _complete(self, life: int, plan: StepPlan, awaited: Sequence[tuple[Rows, FeatureRows]]) -> None:
         if life != self.life:
             return
         self._stepping = False
         broken = self.world.rng.random() < self._broken_steps
         now = self.world.now
         served = self.verifier.fail(plan, now) if broken else self.verifier.complete(plan, self.engine.step(plan), now)
+        if not broken:
+            for rows, data in zip(awaited, self.engine.read_features([each for _, each in awaited]), strict=True):
+                self.verifier.feeds.computed(rows[0], data)
         self.verifier.check_integrity()
         report = StepReport(plan.step_id, len(plan.slices), plan.rows, int(self._cost.seconds(plan.rows) * 1e6))
         by_router: dict[str, list[VerifyResult]] = {}
@@ -158,6 +173,7 @@ class SimTarget:
         for router_id, results in by_router.items():
             self._send(router_id, results, report)
         self._step()
+        self.pump()
 
 
 class SimDraft:
@@ -169,8 +185,12 @@ class SimDraft:
         address: str,
         send: Callable[[str, list[DraftResult]], None],
         pause: Callable[[], float],
+        reader: Callable[[], FeatureDrafter] | None = None,
     ) -> None:
+        """Args: reader: makes a drafter that reads features, to be the default."""
         self.world, self.address, self._send, self._pause = world, address, send, pause
+        self._reader = reader
+        self.answer_feeds: Callable[[], None] = lambda: None  # tells targets where to go on
         self.life = 0
         self.alive = False
         self.start()
@@ -178,7 +198,13 @@ class SimDraft:
     def start(self) -> None:
         self.alive, self.life = True, self.life + 1
         guess = SimEngine(GUESS, sleep=None, duration=lambda _: 0.0, model_id="guess")
-        drafters = (chooser(ModelDrafter(guess), NgramDrafter(), clock=lambda: self.world.now), NgramDrafter())
+        drafters: tuple[Drafter, ...] = (
+            chooser(ModelDrafter(guess), NgramDrafter(), clock=lambda: self.world.now),
+            NgramDrafter(),
+        )
+        if self._reader is not None:
+            drafters = (self._reader(), *drafters)
+        self.readers = [drafter for drafter in drafters if isinstance(drafter, FeatureDrafter)]
         self.worker = DraftWorker(drafters, drafters[0].name, incarnation=f"{self.address}#{self.life}")
 
     def crash(self) -> None:
@@ -188,7 +214,10 @@ class SimDraft:
     def info(self) -> DraftInfo:
         return DraftInfo(
             incarnation=self.worker.incarnation,
-            drafters=tuple(DrafterInfo(name) for name in self.worker.names),
+            drafters=(
+                *(DrafterInfo(each.name, "", True, each.projector) for each in self.readers),
+                *(DrafterInfo(name) for name in self.worker.names if name not in {each.name for each in self.readers}),
+            ),
             default_drafter=self.worker.default,
             max_sessions=64,
             max_draft_tokens=self.worker.max_draft_tokens,
@@ -207,12 +236,20 @@ class SimDraft:
     def receive(self, router_id: str, tasks: Sequence[DraftTask]) -> None:
         submitted = [self.worker.submit(router_id, task, self.world.now) for task in tasks]
         self._answer([(router_id, result) for result in submitted if result is not None])
+        self.answer_feeds()
+        self.work()
+
+    def work(self) -> None:
+        """Start what there is to do."""
         for drafter in self.worker.drafters:
             self._start(drafter)
 
     def _start(self, drafter: str) -> None:
         batch = self.worker.plan(drafter, self.world.now)
         if batch is None:
+            until = self.worker.held_until(drafter)
+            if until is not None:
+                self.world.after(until - self.world.now, functools.partial(self._again, self.life))
             return
         self._answer(batch.expired)
         outcome = self.worker.run(batch, lambda: self.world.now)
@@ -222,9 +259,14 @@ class SimDraft:
             if life == self.life:
                 self._answer(self.worker.complete(batch, outcome, self.world.now))
                 self.worker.check_integrity()
+                self.answer_feeds()
                 self._start(drafter)
 
         self.world.after(self._pause(), complete)
+
+    def _again(self, life: int) -> None:
+        if life == self.life:
+            self.work()
 
     def _answer(self, answers: Sequence[tuple[str, DraftResult]]) -> None:
         by_router: dict[str, list[DraftResult]] = {}
