@@ -51,6 +51,7 @@ bench: install ## print every figure the README quotes
 	$(BIN)/paceline models fetch demo
 	$(BIN)/python -m bench.engine --check
 	$(BIN)/python -m bench.sampler --check
+	$(BIN)/python -m bench.quantised --check
 	$(BIN)/python -m bench.distribution --check
 	$(BIN)/python -m bench.exact --check
 	$(BIN)/python -m bench.quick --check

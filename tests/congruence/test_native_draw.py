@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from paceline.engine import native
 from paceline.engine.native_draw import NativeDraw
 from paceline.speculation.params import SamplingParams
-from paceline.speculation.sampling import Row, sample
+from paceline.speculation.sampling import UNSURE, Row, sample
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -43,6 +44,40 @@ def rows_of(temperature: float) -> list[Row]:
 def test_tokens_are_the_samplers(draw: NativeDraw, vocab: int, spread: float, temperature: float) -> None:
     logits, rows = logits_of(draw, vocab, spread, seed=vocab), rows_of(temperature)
     assert sample(logits, rows, draw).tolist() == sample(logits, rows).tolist()
+
+
+CUTS = [  # top-k, top-p, min-p
+    (1, 1.0, 0.0), (7, 1.0, 0.0), (5000, 1.0, 0.0), (0, 0.05, 0.0), (0, 0.95, 0.0), (0, 1.0, 0.02), (0, 1.0, 0.5),
+    (20, 0.8, 0.0), (500, 0.95, 0.0), (20, 1.0, 0.1), (0, 0.9, 0.05), (30, 0.9, 0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CUTS, ids=str)
+@pytest.mark.parametrize(("vocab", "spread"), [(1, 1.0), (128, 3.0), (1000, 0.0), (5003, 2.0)])
+def test_cut_tokens_are_the_samplers(
+    draw: NativeDraw, vocab: int, spread: float, options: tuple[int, float, float]
+) -> None:
+    logits = logits_of(draw, vocab, spread, seed=vocab)
+    logits[::7, : vocab // 2] = -math.inf
+    top_k, top_p, min_p = options
+    for temperature in (0.4, 1.0):
+        rows = [
+            replace(row, params=replace(row.params, top_k=top_k, top_p=top_p, min_p=min_p))
+            for row in rows_of(temperature)
+        ]
+        drawn = draw(logits, rows)
+        assert sample(logits, rows, draw).tolist() == sample(logits, rows).tolist()
+        if spread and not (top_k and top_p < 1 and min_p):
+            assert int((drawn == UNSURE).sum()) <= ROWS // 8  # it decides nearly all by itself
+
+
+def test_what_rounding_might_decide_is_left_to_the_sampler(draw: NativeDraw) -> None:
+    logits = torch.zeros(ROWS, 1000, dtype=draw._kernels.dtype)
+    logits[:, 10:] = -math.inf  # ten tokens of one probability: top-p cuts exactly between two
+    for params in (SamplingParams(top_p=0.5), SamplingParams(min_p=1.0)):
+        rows = [Row(replace(params, seed=i), i) for i in range(ROWS)]
+        assert (draw(logits, rows) == UNSURE).any()
+        assert sample(logits, rows, draw).tolist() == sample(logits, rows).tolist()
 
 
 def test_the_law_is_the_samplers_where_tokens_are_masked(draw: NativeDraw) -> None:

@@ -146,13 +146,13 @@ class Kernels:
         self._gate(both.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads())
         return out
 
-    def draw(self, logits: Tensor, places: Tensor, temperatures: Tensor) -> Tensor:
-        """Tokens of rows: logits [R, V]; places int64 [R, 4], see draw.cpp; temperatures float64 [R] → int64 [R]."""
+    def draw(self, logits: Tensor, places: Tensor, options: Tensor) -> Tensor:
+        """Tokens of rows: logits [R, V]; places int64 and options float64 [R, 4], see draw.cpp → int64 [R]."""
         rows, vocab = logits.shape
         assert logits.is_contiguous(), logits.stride()
         tokens = torch.empty(rows, dtype=torch.int64)
         self._draw(
-            logits.data_ptr(), places.data_ptr(), temperatures.data_ptr(), tokens.data_ptr(), rows, vocab,
+            logits.data_ptr(), places.data_ptr(), options.data_ptr(), tokens.data_ptr(), rows, vocab,
             torch.get_num_threads(),
         )  # fmt: skip
         return tokens

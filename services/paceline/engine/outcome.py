@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.engine.interface import Scores, Slice, StepPlan, StepResult
 from paceline.speculation import drawing
-from paceline.speculation.sampling import NOTHING, DrawWhole, Row
+from paceline.speculation.sampling import NOTHING, DrawFast, Row
 from paceline.speculation.scoring import score
 
 T = TypeVar("T")
@@ -28,15 +28,15 @@ def rows_of(piece: Slice) -> list[Row]:
     ]
 
 
-def draw(plan: StepPlan, logits: Tensor, whole: DrawWhole | None = None) -> StepResult:
+def draw(plan: StepPlan, logits: Tensor, fast: DrawFast | None = None) -> StepResult:
     """What the rows of a step yield, its duration left at zero.
 
     Args:
         logits: [R, V] of the slices' ``logit_rows``, in the plan's order.
-        whole: see ``sampling.sample``.
+        fast: see ``sampling.sample``.
     """
     rows = [row for piece in plan.slices for row in rows_of(piece)]
-    drawn = drawing.draw(_sampled(plan, logits), rows, whole)
+    drawn = drawing.draw(_sampled(plan, logits), rows, fast)
     samples = _split(plan, drawn.tokens)
     sent = [tuple(each for each in part if each is not None) for part in _split(plan, drawn.distributions)]
     return StepResult(

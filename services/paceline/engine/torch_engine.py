@@ -114,7 +114,7 @@ class TorchEngine:
         if options.deterministic:
             probe.check_invariance(self._forward, self.scratch(640), row_tile=check_tile, vocab_size=config.vocab_size)
         kernels = self._prepared.kernels
-        self._whole = None if kernels is None else NativeDraw(kernels)
+        self._fast = None if kernels is None else NativeDraw(kernels)
         self._curve: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -152,7 +152,7 @@ class TorchEngine:
         if plan.wanted is not None:
             self._taps.require(plan.wanted.layers, "layers")
         logits, hidden = self._run(plan, self._table, self._store)
-        drawn = draw(plan, logits, self._whole)
+        drawn = draw(plan, logits, self._fast)
         return replace(drawn, duration_s=time.perf_counter() - started, hidden=hidden)
 
     def forward(self, plan: StepPlan, scratch: probe.Scratch | None = None) -> Tensor:
@@ -180,7 +180,7 @@ class TorchEngine:
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """Draw as a step does: see ``sampling.sample``."""
-        return sample(logits, rows, self._whole)
+        return sample(logits, rows, self._fast)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine. Measured at the first call, which also warms the engine up; under two seconds for small models,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.speculation import rejection
 from paceline.speculation.messages import SparseDistribution
-from paceline.speculation.sampling import NOTHING, DrawWhole, Row, require_finite, sample, shaped, survivors
+from paceline.speculation.sampling import NOTHING, DrawFast, Row, require_finite, sample, shaped, survivors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Drawn:
             self.relaxed[row] = part.relaxed[place]
 
 
-def draw(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) -> Drawn:
+def draw(logits: Tensor, rows: Sequence[Row], fast: DrawFast | None = None) -> Drawn:
     """One token per row, or NOTHING where its options leave none.
 
     A row that proposes draws a draft for rejection mode. A row with a draft yields that draft if it is accepted, and
@@ -45,18 +45,18 @@ def draw(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) ->
     Args:
         logits: [R, V], any float type and device.
         rows: R descriptions.
-        whole: see ``sampling.sample``.
+        fast: see ``sampling.sample``.
 
     Raises:
         FloatingPointError: a row's logits hold NaN, or no finite value, before shaping.
     """
     kinds = [_kind(row) for row in rows]
     if not any(kinds):  # the usual case, without a copy of the logits
-        return Drawn.plain(sample(logits, rows, whole).tolist())
+        return Drawn.plain(sample(logits, rows, fast).tolist())
     out = Drawn.plain([NOTHING] * len(rows))
     plain = [i for i, kind in enumerate(kinds) if kind is None]
     if plain:
-        out.put(plain, Drawn.plain(sample(logits[plain], [rows[i] for i in plain], whole).tolist()))
+        out.put(plain, Drawn.plain(sample(logits[plain], [rows[i] for i in plain], fast).tolist()))
     for kind in (_propose, _judge, _relax):
         mine = [i for i, each in enumerate(kinds) if each is kind]
         if mine:

@@ -23,6 +23,7 @@ from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
 
 NOTHING = -1  # in place of a token: the options leave none
+UNSURE = -2  # in place of a token: a fast way cannot tell, and this module shall
 SAMPLER_VERSION = messages.SAMPLER_VERSION
 
 _FIRST_BLOCKS = 4  # blocks looked into at first; the winner is almost always in one of them
@@ -46,16 +47,17 @@ class Row:
         return _cuts(self.params)
 
 
-DrawWhole = Callable[[Tensor, Sequence[Row]], Tensor]
+Draw = Callable[[Tensor, Sequence[Row]], Tensor]
+DrawFast = Draw  # draws what this module would, or answers UNSURE
 
 
-def sample(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) -> Tensor:
+def sample(logits: Tensor, rows: Sequence[Row], fast: DrawFast | None = None) -> Tensor:
     """Draw one token per row.
 
     Args:
         logits: [R, V], any float type and device.
         rows: R descriptions.
-        whole: draws rows whose vocabulary is neither cut nor shaped, if there is a faster way than this module's.
+        fast: draws rows that are not shaped, if there is a faster way than this module's.
 
     Returns:
         int64 [R] on the CPU; NOTHING where shaping left no token.
@@ -70,11 +72,16 @@ def sample(logits: Tensor, rows: Sequence[Row], whole: DrawWhole | None = None) 
         return out
     if any(row.shaping is not None for row in rows):
         return _sample_shaped(logits, rows)
+    if fast is not None:
+        out = fast(logits, rows)
+        unsure = torch.nonzero(out == UNSURE).squeeze(1).tolist()
+        if unsure:
+            out[unsure] = sample(logits[unsure], [rows[i] for i in unsure])
+        return out
     cut = [i for i, row in enumerate(rows) if not row.params.greedy and row.cut]
     greedy = [i for i, row in enumerate(rows) if row.params.greedy]
     full = [i for i, row in enumerate(rows) if not row.params.greedy and not row.cut]
-    kinds: list[tuple[list[int], DrawWhole]] = [(cut, _sample_cut)]
-    kinds += [(greedy, _sample_greedy), (full, _sample_full)] if whole is None else [(sorted(greedy + full), whole)]
+    kinds: list[tuple[list[int], Draw]] = [(cut, _sample_cut), (greedy, _sample_greedy), (full, _sample_full)]
     for indices, draw in kinds:
         if len(indices) == len(rows):  # the usual case, without a copy of the logits
             return draw(logits, rows)

@@ -23,7 +23,7 @@ from paceline.drafters.interface import FEATURE_BYTES, Ask, DraftSession, Featur
 from paceline.drafters.pace import Pace
 from paceline.drafters.shaping import DraftShaping
 from paceline.speculation.messages import Proposal
-from paceline.speculation.sampling import DrawWhole
+from paceline.speculation.sampling import DrawFast
 from paceline.speculation.shaping import Shaping
 
 MAX_BLOCKS = 64  # of one pass
@@ -50,7 +50,7 @@ class Served:
     backend: Backend
     projector: str  # its fingerprint
     model_id: str  # what drafts are attributed to
-    whole: DrawWhole | None = None  # see ``sampling.sample``
+    fast: DrawFast | None = None  # see ``sampling.sample``
 
 
 class ContextDrafter:
@@ -73,7 +73,7 @@ class ContextDrafter:
         self.feature_width = config.hidden_size
         self._size, self._most = config.block_size, config.draft_tokens
         self._backend, self._shaping, self._clock = served.backend, shaping, clock
-        self._speaker = Speaker(served.backend, served.network.target_ids, config.vocab_size, served.whole)
+        self._speaker = Speaker(served.backend, served.network.target_ids, config.vocab_size, served.fast)
         self._states: OrderedDict[str, _State] = OrderedDict()  # least recently asked about first
         self._forgotten: set[str] = set()
         self._pace = Pace(self._measured(), MAX_BLOCKS)

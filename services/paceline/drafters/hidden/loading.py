@@ -70,7 +70,7 @@ def load_drafter(
         backend,
         projector=read_projector(folder).fingerprint,
         model_id=folder.resolve().name,
-        whole=None if kernels is None else NativeDraw(kernels),
+        fast=None if kernels is None else NativeDraw(kernels),
     )
     shaping = DraftShaping(vocab_size=vocab_size, eos=eos, grammars=grammars)
     return LoadedDrafter(ContextDrafter(served, shaping), files, "torch" if kernels is None else "native")

@@ -16,7 +16,7 @@ from paceline.drafters.hidden.backend import Backend
 from paceline.drafters.interface import DraftSession
 from paceline.speculation import drawing
 from paceline.speculation.messages import Proposal, SparseDistribution
-from paceline.speculation.sampling import NOTHING, DrawWhole, Row
+from paceline.speculation.sampling import NOTHING, DrawFast, Row
 from paceline.speculation.shaping import Shaping
 
 
@@ -80,11 +80,11 @@ class Speaker:
     Args:
         target_ids: [Vd], of the draft vocabulary, ascending.
         vocab_size: of the target, V.
-        whole: see ``sampling.sample``.
+        fast: see ``sampling.sample``.
     """
 
-    def __init__(self, backend: Backend, target_ids: Tensor, vocab_size: int, whole: DrawWhole | None = None) -> None:
-        self._backend, self._ids, self._vocab_size, self._whole = backend, target_ids, vocab_size, whole
+    def __init__(self, backend: Backend, target_ids: Tensor, vocab_size: int, fast: DrawFast | None = None) -> None:
+        self._backend, self._ids, self._vocab_size, self._fast = backend, target_ids, vocab_size, fast
         self._full = torch.empty(0, vocab_size)
 
     def speak(self, rows: Tensor, runs: Sequence[Run]) -> list[tuple[float, ...]]:
@@ -118,7 +118,7 @@ class Speaker:
             for run, token in zip(runs, self._ids[logits.argmax(-1)].tolist(), strict=True):
                 run.take(token)
             return
-        drawn = drawing.draw(self._over_all(logits), [run.row() for run in runs], self._whole)
+        drawn = drawing.draw(self._over_all(logits), [run.row() for run in runs], self._fast)
         for run, token, sent in zip(runs, drawn.tokens, drawn.distributions, strict=True):
             forced = run.forced()
             run.take(token if forced is None else forced, sent)
