@@ -20,6 +20,7 @@ from paceline.runtime.server import WorkerServer
 from paceline.runtime.worker import WorkerService
 from paceline.target import assembly as verifying
 from paceline.target import service as target_service
+from paceline.target.feeder import Connect, insecure
 from paceline_client import AsyncClient
 
 
@@ -29,12 +30,15 @@ def _silent(line: str) -> None:
 
 @asynccontextmanager
 async def small_cluster(
-    target: str | EngineConfig, draft: str | EngineConfig
+    target: str | EngineConfig | TargetConfig,
+    draft: str | EngineConfig | DraftConfig,
+    *,
+    connect: Connect = insecure,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, AsyncClient]]:
-    """Both kinds of clients of a cluster of two models."""
+    """Both kinds of clients of a cluster of two models. ``connect`` is how the target reaches the draft worker."""
     async with AsyncExitStack() as stack:
-        verifier = await stack.enter_async_context(_target(_engine(target)))
-        drafter = await stack.enter_async_context(_draft(_engine(draft)))
+        verifier = await stack.enter_async_context(_target(_target_config(target), connect))
+        drafter = await stack.enter_async_context(_draft(_draft_config(draft)))
         config = RouterConfig(targets=(verifier,), drafts=(drafter,), draft_deadline_ms=5000)
         router = await Router.connect(config, rng=random.Random(3))
         stack.push_async_callback(router.close)
@@ -51,23 +55,33 @@ def _engine(model: str | EngineConfig) -> EngineConfig:
     return EngineConfig(model=model) if isinstance(model, str) else model
 
 
+def _target_config(target: str | EngineConfig | TargetConfig) -> TargetConfig:
+    return target if isinstance(target, TargetConfig) else TargetConfig(engine=_engine(target))
+
+
+def _draft_config(draft: str | EngineConfig | DraftConfig) -> DraftConfig:
+    if isinstance(draft, DraftConfig):
+        return draft
+    return DraftConfig(engine=_engine(draft), default_drafter="model")
+
+
 @asynccontextmanager
-async def _target(engine: EngineConfig) -> AsyncIterator[str]:
-    config = TargetConfig(engine=engine)
+async def _target(config: TargetConfig, connect: Connect) -> AsyncIterator[str]:
     loaded = await asyncio.to_thread(verifying.load, config, _silent)
     verifier = verifying.verifier_for(config, loaded, "target-1")
     description = verifying.describe(verifier, loaded)
-    service = target_service.TargetService(verifier, loaded.engine, description, loaded.tokenizer_files)
+    service = target_service.TargetService(
+        verifier, loaded.engine, description, loaded.tokenizer_files, connect=connect
+    )
     server = WorkerServer("127.0.0.1", 0, services=(target_service.SERVICE_NAME,), add=target_service.add_to(service))
     async with serving(server, service) as address:
         yield address
 
 
 @asynccontextmanager
-async def _draft(engine: EngineConfig) -> AsyncIterator[str]:
-    config = DraftConfig(engine=engine, default_drafter="model")
+async def _draft(config: DraftConfig) -> AsyncIterator[str]:
     offered = await asyncio.to_thread(drafting.assemble, config, _silent)
-    worker = DraftWorker([each.drafter for each in offered], "model", incarnation="draft-1")
+    worker = DraftWorker([each.drafter for each in offered], config.default_drafter, incarnation="draft-1")
     service = draft_service.DraftService(worker, drafting.describe(config, offered, "draft-1"))
     server = WorkerServer("127.0.0.1", 0, services=(draft_service.SERVICE_NAME,), add=draft_service.add_to(service))
     async with serving(server, service) as address:

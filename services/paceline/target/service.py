@@ -16,7 +16,7 @@ from paceline.runtime.streams import RouterStream
 from paceline.runtime.worker import HOUSEKEEPING_S, WorkerService
 from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.messages import Resync, ResyncReason
-from paceline.target.feeder import Feeder
+from paceline.target.feeder import Connect, Feeder, insecure
 from paceline.target.grammars import Compiler, GrammarDesk
 from paceline.target.spans import NoSpans, Spans
 from paceline.target.steps import STEP_LIMIT_S, StepLoop
@@ -42,6 +42,7 @@ class TargetService(WorkerService, TargetServiceServicer):
         files: the tokenizer's, name -> content.
         thread: the one that loaded the engine; a new one for engines that do not mind.
         compiler: of grammars; without one they are refused.
+        connect: how draft workers that need context features are reached.
         spans: told of every step.
         clock: monotonic seconds.
     """
@@ -55,13 +56,14 @@ class TargetService(WorkerService, TargetServiceServicer):
         *,
         thread: ComputeThread | None = None,
         compiler: Compiler | None = None,
+        connect: Connect = insecure,
         spans: Spans | None = None,
         clock: Callable[[], float] = time.monotonic,
         step_limit_s: float = STEP_LIMIT_S,
         housekeeping_s: float = HOUSEKEEPING_S,
     ) -> None:
         streams, thread = Streams(), thread or ComputeThread("engine")
-        feeder = Feeder(verifier.feeds, engine, thread)
+        feeder = Feeder(verifier.feeds, engine, thread, connect=connect)
         steps = StepLoop(
             verifier,
             engine,
