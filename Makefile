@@ -55,6 +55,7 @@ bench: install ## print every figure the README quotes
 	$(BIN)/python -m bench.distribution --check
 	$(BIN)/python -m bench.exact --check
 	$(BIN)/python -m bench.quick --check
+	$(BIN)/python -m bench.speedup --check
 	$(BIN)/python -m bench.peers --check
 	$(BIN)/python -m bench.deterministic --check
 	$(BIN)/python -m bench.memory --check

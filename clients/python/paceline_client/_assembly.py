@@ -102,6 +102,7 @@ class Assembly:
             accepted=message.accepted,
             lossy=message.lossy,
             prompt_logprobs=prompt_logprobs,
+            confidence=tuple(message.confidence),
         )
 
     def complete(self, message: generation_pb2.Completed) -> None:

@@ -92,6 +92,8 @@ class Chunk:
     """True if ``relaxed_acceptance`` accepted a draft token that the target alone would not have written."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, with the first tokens, if ``prompt_logprobs`` was asked for."""
+    confidence: tuple[float, ...] = ()
+    """How likely the drafter took each draft token to be accepted, if those before it are; empty if it did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,3 +246,5 @@ class Model:
     """Target verifiers up just now."""
     drafts: int
     """Draft workers up just now."""
+    cost_curve: tuple[tuple[int, float], ...] = ()
+    """Seconds of a target's step by the tokens in it, as measured at its start-up."""

@@ -101,6 +101,7 @@ def models_of(message: generation_pb2.ListModelsResponse) -> tuple[Model, ...]:
             drafters=tuple(model.drafters),
             targets=model.targets,
             drafts=model.drafts,
+            cost_curve=tuple((point.tokens, point.seconds) for point in model.cost_curve),
         )
         for model in message.models
     )

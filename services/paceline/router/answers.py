@@ -89,6 +89,7 @@ class Answer:
             logprobs=verdict.logprobs,
             prompt_logprobs=verdict.prompt_logprobs,
             lossy=verdict.lossy,
+            confidence=commit.confidence,
         )
 
     def complete(self, finish: Finish) -> Completed:

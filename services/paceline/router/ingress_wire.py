@@ -172,6 +172,7 @@ def _committed(event: Committed) -> generation.Tokens:
         logprobs=to_logprobs(event.logprobs),
         prompt_logprobs=to_logprobs(event.prompt_logprobs),
         lossy=event.lossy,
+        confidence=event.confidence,
     )
 
 
@@ -211,4 +212,5 @@ def to_model(model: Model) -> generation.ModelInfo:
         drafters=model.drafters,
         targets=model.targets,
         drafts=model.drafts,
+        cost_curve=[common.CostPoint(tokens=rows, seconds=seconds) for rows, seconds in model.cost_curve],
     )

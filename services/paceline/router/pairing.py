@@ -244,6 +244,7 @@ class Registry:
             drafters=self.drafters(info),
             targets=len(self._serving(name)),
             drafts=len({address for address, _ in fitting}),
+            cost_curve=info.cost_curve,
         )
 
     def _fitting(self, info: TargetInfo) -> Iterable[tuple[str, str]]:

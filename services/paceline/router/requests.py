@@ -107,6 +107,7 @@ class Committed:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt from its second token on, with the first output
     lossy: bool = False  # relaxed acceptance changed a token
+    confidence: tuple[float, ...] = ()  # estimated conditional acceptance of each draft token, if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +145,4 @@ class Model:
     drafters: tuple[str, ...]
     targets: int
     drafts: int
+    cost_curve: tuple[tuple[int, float], ...] = ()  # (rows of a step, seconds)

@@ -135,6 +135,11 @@ class Commit:
         return self.verdict.drafter or self.proposal.proposer_model_id
 
     @property
+    def confidence(self) -> tuple[float, ...]:
+        """What the draft worker's drafter thought of its tokens."""
+        return () if self.verdict.drafter else self.proposal.confidence
+
+    @property
     def drafted(self) -> int:
         """Draft tokens proposed, by the draft worker and by the verifier itself."""
         return len(self.proposal.tokens) + (self.verdict.verify_len if self.verdict.drafter else 0)

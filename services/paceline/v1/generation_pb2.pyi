@@ -110,7 +110,7 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., session_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics_class: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., lease_epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., class_changed: _Optional[bool] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("index", "token_ids", "sources", "proposer_model_id", "verifier_model_id", "text", "round_id", "drafter", "drafted", "verified", "accepted", "lease_epoch", "logprobs", "prompt_logprobs", "lossy")
+    __slots__ = ("index", "token_ids", "sources", "proposer_model_id", "verifier_model_id", "text", "round_id", "drafter", "drafted", "verified", "accepted", "lease_epoch", "logprobs", "prompt_logprobs", "lossy", "confidence")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class Tokens(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     LOSSY_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sources: _containers.RepeatedScalarFieldContainer[_common_pb2.TokenSource]
@@ -141,7 +142,8 @@ class Tokens(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     lossy: bool
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., proposer_model_id: _Optional[str] = ..., verifier_model_id: _Optional[str] = ..., text: _Optional[str] = ..., round_id: _Optional[int] = ..., drafter: _Optional[str] = ..., drafted: _Optional[int] = ..., verified: _Optional[int] = ..., accepted: _Optional[int] = ..., lease_epoch: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ...) -> None: ...
+    confidence: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.TokenSource, str]]] = ..., proposer_model_id: _Optional[str] = ..., verifier_model_id: _Optional[str] = ..., text: _Optional[str] = ..., round_id: _Optional[int] = ..., drafter: _Optional[str] = ..., drafted: _Optional[int] = ..., verified: _Optional[int] = ..., accepted: _Optional[int] = ..., lease_epoch: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., lossy: _Optional[bool] = ..., confidence: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -212,7 +214,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "fingerprint", "numerics_class", "context_length", "drafters", "targets", "drafts")
+    __slots__ = ("id", "fingerprint", "numerics_class", "context_length", "drafters", "targets", "drafts", "cost_curve")
     ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +222,7 @@ class ModelInfo(_message.Message):
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    COST_CURVE_FIELD_NUMBER: _ClassVar[int]
     id: str
     fingerprint: str
     numerics_class: str
@@ -227,7 +230,8 @@ class ModelInfo(_message.Message):
     drafters: _containers.RepeatedScalarFieldContainer[str]
     targets: int
     drafts: int
-    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., numerics_class: _Optional[str] = ..., context_length: _Optional[int] = ..., drafters: _Optional[_Iterable[str]] = ..., targets: _Optional[int] = ..., drafts: _Optional[int] = ...) -> None: ...
+    cost_curve: _containers.RepeatedCompositeFieldContainer[_common_pb2.CostPoint]
+    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., numerics_class: _Optional[str] = ..., context_length: _Optional[int] = ..., drafters: _Optional[_Iterable[str]] = ..., targets: _Optional[int] = ..., drafts: _Optional[int] = ..., cost_curve: _Optional[_Iterable[_Union[_common_pb2.CostPoint, _Mapping]]] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models",)
