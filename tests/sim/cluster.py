@@ -41,7 +41,7 @@ class Cluster:
         self.links: dict[tuple[Side, str], Connection] = {}
         for index in range(scenario.targets):
             send = partial(self._verdicts, f"t{index}")
-            projectors = (PROJECTOR,) if scenario.features else ()
+            projectors = (PROJECTOR,) if scenario.features and index < scenario.feature_targets else ()
             target = SimTarget(
                 self.world, f"t{index}", send, scenario.cost, scenario.broken_steps, projectors=projectors
             )

@@ -40,6 +40,7 @@ class Scenario:
     cost: Cost = CHEAP
     broken_steps: float = 0.0  # share of verify steps that fail, and lose their sessions
     features: bool = False  # draft workers have a drafter that reads them, and it is the default
+    feature_targets: int = 64  # so many targets keep them
     feature_breaks: float = 0.0  # probability that a feature stream breaks at a message
     feature_room: int = 10_000  # positions that drafter has room for
     amnesia: int = 0  # a worker silently forgets the sessions it has, so many times

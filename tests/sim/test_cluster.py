@@ -154,3 +154,13 @@ def test_new_draft_workers_get_all_features_from_the_first() -> None:
     scenario = replace(FED, sessions=3, draft_faults=2, arrivals_s=0.01, trouble_s=0.3, outage_max_s=0.1)
     later = [reader for seed in range(4) for reader in run(seed, scenario)[0].readers[1:]]
     assert any(reader.drafted for reader in later)
+
+
+def test_sessions_whose_target_keeps_no_features_are_drafted_for_without() -> None:
+    wanted = (SpeculationParams(SpeculationMode.FIXED, 4),)  # of the default drafter, which reads them
+    mixed = replace(FED, targets=2, feature_targets=1, drafts=2, sessions=8, speculation=wanted)
+    calm = [run(seed, mixed)[1] for seed in range(2)]
+    drafters = {commit.drafter for outcomes in calm for each in outcomes for commit in each.commits if commit.accepted}
+    assert {"checked", "ngram"} <= drafters
+    for seed in range(3):  # sessions move between a target that keeps them and one that doesn't
+        run(seed, replace(mixed, target_faults=4, outage_max_s=0.3, trouble_s=0.4))
