@@ -13,6 +13,7 @@ COMMANDS = {
     "up": "Start a cluster on this machine and keep it running.",
     "generate": "Generate one answer, streamed.",
     "chat": "Talk to a model.",
+    "eval": "Measure how well drafters do on prompts of yours.",
     "status": "Show models, workers and counters of a running cluster.",
     "cache": "Capture a target's hidden states for training; plan and verify such caches.",
     "train": "Train a drafter on a target cache.",
