@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from paceline.runtime.config import DraftConfig, EngineConfig, HiddenConfig, TargetConfig
+from paceline.speculation.errors import InvalidRequest
+from paceline.target.assembly import load
 from paceline.target.feeder import Connect, insecure
 from paceline_client import AsyncClient, Speculation
 
@@ -97,3 +99,10 @@ async def test_a_target_that_keeps_no_features_is_drafted_for_without_them(folde
     assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
     assert models[0].drafters == ("ngram",)
     assert drafted[1].speculation.accepted_tokens  # the repeated prompt is looked up
+
+
+def test_a_drafter_of_another_target_is_refused_by_name(folder: Path) -> None:
+    target, _ = configs(folder)
+    other = target.model_copy(update={"engine": EngineConfig(model="demo@layers=3", kv_tokens=256)})
+    with pytest.raises(InvalidRequest, match=r"projectors: expected drafters of .*of another target"):
+        load(other, print)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paceline.drafters.hidden.checkpoint import read_config
 from paceline.drafters.hidden.loading import read_projector
 from paceline.engine.grammar import Grammars, grammars_of
+from paceline.engine.interface import EngineInfo
 from paceline.engine.loading import EngineSpec, LoadedEngine, load_engine
 from paceline.engine.projection import Projector
 from paceline.runtime import text
@@ -27,7 +29,19 @@ def load(config: TargetConfig, progress: Progress) -> LoadedEngine:
         raise InvalidRequest("projectors", expected="each projector once", got=list(config.projectors))
     for folder, each in zip(config.projectors, projectors, strict=True):
         progress(f"projector {each.fingerprint}: layers {', '.join(map(str, each.layers))}, of {folder}")
-    return load_engine(EngineSpec(**config.engine.model_dump()), progress, projectors)
+    loaded = load_engine(EngineSpec(**config.engine.model_dump()), progress, projectors)
+    if not config.engine.weights:  # a quantised target is another model, near enough to draft for
+        for folder in config.projectors:
+            _require_fitting(folder, loaded.engine.info)
+    return loaded
+
+
+def _require_fitting(folder: str, info: EngineInfo) -> None:
+    """Raises InvalidRequest if a drafter was trained for another target."""
+    trained_for = read_config(Path(folder).expanduser()).target_fingerprint
+    if trained_for not in {"", info.fingerprint}:
+        expected = f"drafters of {info.model_id} ({info.fingerprint[:12]})"
+        raise InvalidRequest("projectors", expected=expected, got=f"{folder}, of another target ({trained_for[:12]})")
 
 
 def _projector(folder: str) -> Projector:
