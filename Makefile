@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SPECULATORS := speculators==0.9.0 hs-connectors==0.9.0 datasets==5.2.0 pandas==3.1.1 pyarrow==26.0.1 dill==0.4.1 \
+  multiprocess==0.70.19 xxhash==4.1.0 loguru==0.7.3 pydantic-settings==2.16.3 python-dateutil==4.0.0 pytz==2026.6
 PROTOS := $(wildcard proto/paceline/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install proto check test unit e2e bench clean
+.PHONY: help run install proto check test unit e2e bench interchange clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -60,5 +62,12 @@ bench: install ## print every figure the README quotes
 	$(BIN)/python -m bench.deterministic --check
 	$(BIN)/python -m bench.memory --check
 
+interchange: install ## does vLLM's speculators compute what we compute? (in .venv-speculators, made for it)
+	test -x .venv-speculators/bin/python || $(PYTHON) -m venv .venv-speculators
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+	  > "$$(.venv-speculators/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/beside.pth"
+	.venv-speculators/bin/python -m pip install --progress-bar off -q --no-deps $(SPECULATORS)
+	PYTHONPATH=services:clients/python:. .venv-speculators/bin/python -m bench.interchange
+
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-speculators .mypy_cache .ruff_cache .pytest_cache .hypothesis

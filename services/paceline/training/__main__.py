@@ -18,7 +18,7 @@ from paceline.training.progress import Display
 from paceline.training.quick import Interrupted, Quick, prepare
 from paceline.training.recipe import Recipe
 from paceline.training.replay import Replayed
-from paceline.training.trainer import DRAFTER, Trainer
+from paceline.training.trainer import DRAFTER, SAVE_S, Trainer
 from paceline.training.workers import Workers
 
 INTERRUPTED = 130
@@ -69,7 +69,7 @@ def _train(options: argparse.Namespace) -> int:
     display = Display(quiet=not workers.leads)
     try:
         trainer = _trainer(options, device, workers, display)
-        stopped = _run(trainer, display, workers)
+        stopped = _run(trainer, display, workers, options.save_seconds)
     finally:
         display.close()
         workers.leave()
@@ -101,7 +101,7 @@ def _at(options: argparse.Namespace, device: torch.device, workers: Workers, dis
     return setup.Surroundings(options.out, caches, device, workers, display.say)
 
 
-def _run(trainer: Trainer, display: Display, workers: Workers) -> bool:
+def _run(trainer: Trainer, display: Display, workers: Workers, save_every_s: float) -> bool:
     """Whether it was stopped."""
     asked: list[int] = []
 
@@ -116,7 +116,7 @@ def _run(trainer: Trainer, display: Display, workers: Workers) -> bool:
     try:
         if trainer.step == 0 and workers.leads:
             trainer.save()
-        trainer.run(display.step)
+        trainer.run(display.step, save_every_s=save_every_s)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="from nothing: prompts, capture and training in one")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out; its recipe stands")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--save-seconds", type=float, default=SAVE_S, help=f"between states of the run ({SAVE_S:g})")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--init-layers", type=int, nargs="+", help="the target's layers copied, one per drafter layer")
     for name, text in _OPTIONS.items():

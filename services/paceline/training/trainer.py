@@ -26,7 +26,7 @@ from paceline.training.targets import TargetDistributions
 from paceline.training.workers import Workers
 
 DRAFTER = "drafter"
-_SAVE_S = 120.0
+SAVE_S = 120.0
 _HELD_OUT = 48  # samples replayed at most
 
 
@@ -102,7 +102,7 @@ class Trainer:
         """End after the step under way; its state is saved."""
         self._stop = True
 
-    def run(self, report: Callable[[Report], None], *, save_every_s: float = _SAVE_S) -> None:
+    def run(self, report: Callable[[Report], None], *, save_every_s: float = SAVE_S) -> None:
         """Train to the end, or to ``stop``."""
         log = states.Log(self.out, steps=self.step) if self._workers.leads else None
         self._began = self._clock()
