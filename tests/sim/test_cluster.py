@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from paceline.speculation.leases import Side
 from paceline.speculation.params import SpeculationMode, SpeculationParams
 
 from tests.sim.cluster import Cluster
 from tests.sim.network import Weather
 from tests.sim.properties import check
 from tests.sim.scenario import Outcome, Scenario, scenario_of
-from tests.sim.workers import Cost
+from tests.sim.workers import Cost, SimDraft
 
 SEEDS = 32
 
@@ -95,6 +96,18 @@ def test_a_session_drafts_while_it_pays_and_loses_little_where_it_does_not(draft
     pays = draft_run_s < 0.01
     assert (sum(plain) / sum(seconds for seconds, _ in auto) > 1.5) == pays
     assert pays or max(asked for _, asked in auto) < 10
+
+
+@pytest.mark.parametrize("mode", [SpeculationMode.AUTO, SpeculationMode.FIXED])
+def test_a_question_says_what_time_is_worth_unless_the_request_fixes_how_much_is_drafted(mode: SpeculationMode) -> None:
+    scenario = replace(ALONE, speculation=(SpeculationParams(mode, 4),), draft_run_s=(0.0004, 0.0005))
+    cluster, _ = run(0, scenario)
+    worker = cluster.links[Side.DRAFT, "d0"].worker
+    assert isinstance(worker, SimDraft)
+    priced = [task for task in worker.asked[5:] if task.token_us]
+    assert len(priced) == (len(worker.asked[5:]) if mode is SpeculationMode.AUTO else 0)
+    assert all(0 < task.token_us <= 6000 for task in priced)
+    assert all(0 < task.row_us < 200 for task in priced)
 
 
 def duration(cohorts: int, cost: Cost, draft_run_s: tuple[float, float]) -> float:

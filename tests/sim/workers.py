@@ -191,6 +191,7 @@ class SimDraft:
         self.world, self.address, self._send, self._pause = world, address, send, pause
         self._reader = reader
         self.answer_feeds: Callable[[], None] = lambda: None  # tells targets where to go on
+        self.asked: list[DraftTask] = []
         self.life = 0
         self.alive = False
         self.start()
@@ -234,6 +235,7 @@ class SimDraft:
         self.worker.drop_router(router_id)
 
     def receive(self, router_id: str, tasks: Sequence[DraftTask]) -> None:
+        self.asked += tasks
         submitted = [self.worker.submit(router_id, task, self.world.now) for task in tasks]
         self._answer([(router_id, result) for result in submitted if result is not None])
         self.answer_feeds()

@@ -217,6 +217,17 @@ def test_without_prices_the_longer_gain_wins() -> None:
     assert len(proposal.tokens) == 4
 
 
+def test_who_fixes_k_is_never_left_without_drafts() -> None:
+    rng = random.Random(3)
+    text = [rng.randrange(10**6) for _ in range(400)]
+    drafter = made(Oracle(text, 0.0, cost_s=1.0))
+    session = Written(drafter, text).session
+    for length in range(len(session.tokens), 300):
+        session.tokens[:] = text[:length]
+        (proposal,) = drafter.propose([Ask("s", length, 4)])
+        assert len(proposal.tokens) == 4
+
+
 def test_features_reach_the_model() -> None:
     model = FeatureOracle([1, 2, 3], 0.5)
     drafter = made(model)

@@ -16,6 +16,7 @@ from paceline.speculation.cohorts import Cohorts
 from paceline.speculation.errors import PacelineError, Unavailable
 from paceline.speculation.leases import Side
 from paceline.speculation.messages import DraftResult, Proposal, VerifyResult
+from paceline.speculation.params import SpeculationMode
 
 
 class Runner:
@@ -44,7 +45,8 @@ class Runner:
             k = session.draft_tokens(now, self.policy.default_k, self._room(answer, draft), load)
             if k and not draft.breaker.allows(answer.session_id, now):
                 k = 0
-            price = session.payoff.prices(k, load) if session.payoff is not None else price
+            if session.payoff is not None and session.spec.speculation.mode is SpeculationMode.AUTO:
+                price = session.payoff.prices(k, load)  # who fixes K wants drafts, whatever they cost
         wait = draft is None or draft.breaker.closed
         actions = session.begin(now, k, lambda round_id: self.spans.start_round(answer.span, round_id), wait=wait)
         deadline = session.draft_deadline if session.phase is Phase.DRAFTING else None
