@@ -11,6 +11,8 @@ import pytest
 import torch
 from paceline.drafters.hidden import checkpoint
 from paceline.engine import models
+from paceline.engine.numerics import fingerprint
+from paceline.engine.quantised import scheme_of
 from paceline.speculation.errors import InvalidRequest
 from paceline.training import setup
 from paceline.training.recipe import Recipe
@@ -98,6 +100,31 @@ def test_every_sample_comes_once_an_epoch_in_an_order_of_seed_and_step(tmp_path:
     assert samples.order(4, 5, 2) != seen[10:12]
     assert samples.held_out
     assert not set(samples.held_out) & set(samples.trained)
+
+
+def test_a_trained_drafter_is_trained_on(tmp_path: Path) -> None:
+    recipe, at = recipe_for(tmp_path, steps=60), surroundings(tmp_path)
+    first = setup.begin(recipe, at)
+    before = losses(first)
+    more = dataclasses.replace(recipe, steps=3, init=str(at.out / DRAFTER), draft_vocab=9, block_size=5)
+    second = setup.begin(more, surroundings(tmp_path, "more"))
+    assert second.drafter.config == first.drafter.config  # not the shape asked for
+    found = losses(second)
+    assert max(found) < 0.7 * before[0]
+    write_cache(tmp_path / "others", layer_ids=(0, 3))
+    others = dataclasses.replace(at, caches=[tmp_path / "others"], out=tmp_path / "no")
+    with pytest.raises(InvalidRequest, match="layers"):
+        setup.begin(more, others)
+
+
+def test_another_targets_states_are_refused(tmp_path: Path) -> None:
+    recipe, at = recipe_for(tmp_path), surroundings(tmp_path)
+    own, eight = (fingerprint(tmp_path / "target", None, scheme_of(how)) for how in ("", "int8"))
+    for name, said in (("own", own), ("eight", eight), ("foreign", "f" * 64)):
+        write_cache(tmp_path / name, fingerprint=said)
+    setup.begin(recipe, dataclasses.replace(at, caches=[tmp_path / "own", tmp_path / "eight"]))
+    with pytest.raises(InvalidRequest, match="cache: expected states of target"):
+        setup.begin(recipe, dataclasses.replace(at, caches=[tmp_path / "foreign"]))
 
 
 def test_anchors_stand_before_tokens_that_count(tmp_path: Path) -> None:

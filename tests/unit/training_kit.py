@@ -17,11 +17,14 @@ from tests.unit.hidden_kit import HIDDEN, VOCAB, write_target
 LAYER_IDS = (0, 2)
 
 
-def write_cache(folder: Path, *, samples: int = 90, seed: int = 0) -> Path:
+def write_cache(
+    folder: Path, *, samples: int = 90, seed: int = 0, layer_ids: tuple[int, ...] = LAYER_IDS, fingerprint: str = ""
+) -> Path:
     """Texts that count upwards modulo 20 from a random start, with hidden states that tell where they stand."""
     draw = np.random.default_rng(seed)
     table = np.random.default_rng(7).normal(size=(VOCAB, len(LAYER_IDS) * HIDDEN + HIDDEN)).astype(np.float32)
-    with TargetCacheWriter(folder, CacheSpec(LAYER_IDS, HIDDEN, "tiny")) as writer:
+    more = {"paceline_answers": {"model": "tiny", "fingerprint": fingerprint}} if fingerprint else {}
+    with TargetCacheWriter(folder, CacheSpec(layer_ids, HIDDEN, "tiny", more=more)) as writer:
         for key in range(samples):
             length = int(draw.integers(14, 30))
             tokens = (int(draw.integers(0, 20)) + np.arange(length)) % 20

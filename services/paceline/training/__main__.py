@@ -32,7 +32,7 @@ _OPTIONS = {
     "draft_vocab": "tokens it can draft, the target's most frequent",
     "markov_rank": "rank of the Markov head",
     "mask_token_id": "the token that stands for what is not known yet",
-    "init": "target begins with copies of the target's own layers, random does not",
+    "init": "target begins with copies of the target's own layers, random does not; a drafter's folder goes on from it",
     "steps": "how long to train; a run of so many steps is the same killed and resumed or not",
     "minutes": "how long to train, by the clock",
     "samples": "samples of a step",

@@ -12,6 +12,8 @@ from typing import Any
 from paceline.speculation.errors import InvalidRequest
 
 RECIPE = "recipe.json"
+TARGET = "target"
+RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Recipe:
     draft_vocab: int = 12288
     markov_rank: int = 64
     mask_token_id: int = 0
-    init: str = "target"  # or random
+    init: str = TARGET  # or random, or a trained drafter's folder, whose shape and vocabulary stand
     init_layers: tuple[int, ...] = ()  # the target's layers copied; () takes its last ones
     steps: int | None = None
     minutes: float | None = None
@@ -51,12 +53,17 @@ class Recipe:
         """Raises InvalidRequest naming a field that cannot be."""
         if (self.steps is None) == (self.minutes is None):
             raise InvalidRequest("steps", expected="either steps or minutes", got=(self.steps, self.minutes))
-        if self.init not in ("target", "random"):
-            raise InvalidRequest("init", expected="target or random", got=self.init)
+        if self.begins_with is not None and not self.begins_with.is_dir():
+            raise InvalidRequest("init", expected="target, random or a drafter's folder", got=self.init)
         for name in ("steps", "minutes", "samples", "anchors", "learning_rate", "clip", "gamma"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidRequest(name, expected="more than 0", got=value)
+
+    @property
+    def begins_with(self) -> Path | None:
+        """The drafter that is trained on; None begins one."""
+        return None if self.init in (TARGET, RANDOM) else Path(self.init)
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up, then half a cosine down to ``floor``; ``progress`` is 0 .. 1 of the run."""
@@ -66,7 +73,7 @@ class Recipe:
 
     def copied_layers(self, target_layers: int) -> tuple[int, ...] | None:
         """The target's layers that the drafter's begin as; None begins at random."""
-        if self.init == "random":
+        if self.init == RANDOM:
             return None
         if self.init_layers:
             return self.init_layers
