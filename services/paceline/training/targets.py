@@ -63,7 +63,7 @@ class TargetDistributions:
     def _compute(self, out: NDArray[np.void], last_hidden: Tensor, first: int) -> None:
         for start in range(first, len(last_hidden), _CHUNK_ROWS):
             rows = slice(start, min(start + _CHUNK_ROWS, len(last_hidden)))
-            logits = functional.linear(last_hidden[rows].to(self._head.dtype), self._head).float()
+            logits = functional.linear(last_hidden[rows].to(self._head), self._head).float()
             whole = logits.logsumexp(1, keepdim=True)
             best = logits[:, self._ids].topk(self._likely, dim=1)
             out["ids"][rows] = best.indices.cpu().numpy()

@@ -14,18 +14,25 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchru
 
 
 class Workers:
-    """This process among those of the run."""
+    """This process among those of the run.
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    Args:
+        device: where tensors travel from; NCCL takes a GPU's alone.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.count = rank, count
+        self._device = device or torch.device("cpu")
 
     @classmethod
     def join(cls, device: torch.device) -> Self:
         """Meet the others if torchrun's environment says there are any."""
         if any(name not in os.environ for name in ENVIRONMENT) or int(os.environ["WORLD_SIZE"]) == 1:
             return cls()
+        if device.type == "cuda" and device.index is None:  # each process of a machine has a GPU of its own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def leads(self) -> bool:
@@ -37,7 +44,7 @@ class Workers:
         given = list(tensors)
         if self.count == 1 or not given:
             return
-        flat = torch.cat([tensor.flatten() for tensor in given])
+        flat = torch.cat([tensor.flatten() for tensor in given]).to(self._device)
         dist.all_reduce(flat)
         for tensor, summed in zip(given, torch.split(flat, [tensor.numel() for tensor in given]), strict=True):
             tensor.copy_(summed.view_as(tensor))
@@ -46,7 +53,7 @@ class Workers:
         """The leader's value, in every process."""
         if self.count == 1:
             return value
-        shared = torch.tensor([value], dtype=torch.float64)
+        shared = torch.tensor([value], dtype=torch.float64, device=self._device)
         dist.broadcast(shared, 0)
         return float(shared)
 
