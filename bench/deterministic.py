@@ -62,7 +62,11 @@ async def run_mode(arguments: Namespace, *, deterministic: bool) -> tuple[int, i
             COMPUTE_PROMPTS,
         )
         spec = ClusterSpec(
-            model=arguments.model, draft_model="none", dtype="bfloat16", threads=arguments.threads, settings=changes
+            model=arguments.model,
+            drafter_checkpoint="none",
+            dtype="bfloat16",
+            threads=arguments.threads,
+            settings=changes,
         )
         async with cluster(spec, **PATIENT) as router:
             for setting in settings:

@@ -42,7 +42,7 @@ async def against_reference(arguments: Namespace) -> bool:
     texts = mixed(arguments.prompts)
     spec = ClusterSpec(
         model=arguments.model,
-        draft_model="none",
+        drafter_checkpoint="none",
         dtype="float32",
         threads=arguments.threads,
         settings=(COMPUTE_PROMPTS,),
@@ -72,7 +72,8 @@ async def against_reference(arguments: Namespace) -> bool:
 
 def settings() -> list[tuple[str, SpeculationParams, int]]:
     """(name, speculation, concurrency); the first is what the others are compared with."""
-    kinds = [("off", OFF)] + [(f"{name} K {k}", fixed(name, k)) for name in ("ngram", "model") for k in (1, 4, 8)]
+    drafted = [(name, k) for name in ("ngram", "model") for k in (1, 4, 8)] + [("dspark", 5)]
+    kinds = [("off", OFF)] + [(f"{name} K {k}", fixed(name, k)) for name, k in drafted]
     return [(f"{name}, {together} at once", kind, together) for together in (1, 8) for name, kind in kinds]
 
 

@@ -105,7 +105,9 @@ def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 async def measure(arguments: argparse.Namespace) -> bool:
     settings = (f"target.engine.kv_tokens={KV_TOKENS}",)
-    spec = ClusterSpec(drafts=0, model=arguments.model, threads=arguments.threads, settings=settings)
+    spec = ClusterSpec(
+        drafts=0, model=arguments.model, drafter_checkpoint="none", threads=arguments.threads, settings=settings
+    )
     async with LocalCluster(spec) as cluster, AsyncClient(cluster.grpc_address) as client:
         met = await resident(cluster, client, arguments.early, arguments.requests, arguments.tokens)
         await sharing(client, arguments.pairs)

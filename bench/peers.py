@@ -115,7 +115,7 @@ def llama(gguf: str | None, prompts: Sequence[Prompt], arguments: Namespace) -> 
 async def measure(arguments: Namespace) -> bool:
     rivals = await InProcess.load(arguments.model, arguments.threads)
     spec = ClusterSpec(
-        model=arguments.model, draft_model="none", threads=arguments.threads, settings=(COMPUTE_PROMPTS,)
+        model=arguments.model, drafter_checkpoint="none", threads=arguments.threads, settings=(COMPUTE_PROMPTS,)
     )
     async with LocalCluster(spec) as cluster, AsyncClient(cluster.grpc_address) as client:
         prompts = []

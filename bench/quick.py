@@ -26,7 +26,7 @@ from bench.in_process import InProcess
 WAYS = {
     "plain": Speculation(mode="off"),
     "ngram": Speculation(mode="fixed", max_draft_tokens=6, drafter="ngram"),
-    "model": Speculation(mode="fixed", max_draft_tokens=3, drafter="model"),
+    "dspark": Speculation(mode="fixed", max_draft_tokens=5, drafter="dspark"),
 }
 HUGGING_FACE = {"HF generate": {}, "HF prompt lookup": {"prompt_lookup_num_tokens": 6}}
 ALONE = "engine step"  # of one row, with no cluster around it
@@ -89,7 +89,7 @@ def show_ratios(results: Sequence[dict[str, Run]]) -> None:
     pairs = [
         ("plain", "HF generate"),
         ("ngram", "plain"),
-        ("model", "plain"),
+        ("dspark", "plain"),
         ("ngram", "HF generate"),
         ("ngram", "HF prompt lookup"),
     ]

@@ -25,7 +25,7 @@ TOKENS = 48
 CLIENTS = 8
 ENDS_S = 120.0
 SUBJECTS = ("cranks", "wheels", "gears", "brakes", "chains", "pedals", "saddles", "spokes")
-KINDS = (Speculation(), drafted_by("ngram"), drafted_by("model"), Speculation("off"))
+KINDS = (Speculation(), drafted_by("ngram"), drafted_by("dspark"), Speculation("off"))
 Tell = Callable[[str], None]
 
 

@@ -24,7 +24,7 @@ from tests.e2e.hosting import Hosted, kill_process, on_failure
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
 AFTER = 24
-DRAFTERS = ("ngram", "model")
+DRAFTERS = ("ngram", "dspark")
 Tell = Callable[[str], None]
 Baseline = dict[tuple[str, str], Reading]
 
@@ -54,7 +54,7 @@ def test_drafters_change_no_token(baseline: Baseline, tell: Tell) -> None:
     assert baseline["greedy", "off"].tokens != baseline["sampled", "off"].tokens
 
 
-@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "model"), ("greedy", "ngram")])
+@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "dspark"), ("greedy", "ngram")])
 async def test_a_dead_draft_worker_changes_no_token(
     demo_cluster: Hosted, baseline: Baseline, tell: Tell, sampling: str, drafter: str
 ) -> None:
@@ -66,7 +66,7 @@ async def test_a_dead_draft_worker_changes_no_token(
     await trial.until_as_before()
 
 
-@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "ngram"), ("greedy", "model")])
+@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "ngram"), ("greedy", "dspark")])
 async def test_a_dead_verifier_changes_no_token(
     demo_cluster: Hosted, baseline: Baseline, tell: Tell, sampling: str, drafter: str
 ) -> None:
@@ -79,7 +79,7 @@ async def test_a_dead_verifier_changes_no_token(
     await trial.until_as_before()
 
 
-@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "model"), ("greedy", "ngram")])
+@pytest.mark.parametrize(("sampling", "drafter"), [("sampled", "dspark"), ("greedy", "ngram")])
 async def test_a_dead_router_replica_changes_no_token(
     demo_cluster: Hosted, baseline: Baseline, tell: Tell, sampling: str, drafter: str
 ) -> None:

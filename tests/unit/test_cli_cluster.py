@@ -11,7 +11,7 @@ import pytest
 import yaml
 from paceline.runtime.child import NEVER, Restart, StartFailed, State
 from paceline.runtime.cluster import ClusterSpec, LocalCluster, LocalWorkers
-from paceline.runtime.cluster_spec import Configurations
+from paceline.runtime.cluster_spec import SHIPPED, Configurations
 from paceline.speculation.errors import InvalidRequest, NotFound, Unavailable
 
 from tests.unit.cli_scripted import service_commands
@@ -134,7 +134,8 @@ def test_settings_win_over_the_file_and_the_file_over_fields(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("fields", "model"),
     [
-        ({}, "demo@layers=6"),
+        ({}, None),
+        ({"draft_model": "demo@layers=6"}, "demo@layers=6"),
         ({"model": "/some/model"}, None),
         ({"draft_model": "none"}, None),
         ({"model": "big", "draft_model": "small"}, "small"),
@@ -146,15 +147,35 @@ def test_the_draft_model(fields: dict[str, Any], model: str | None) -> None:
     assert (draft.engine and draft.engine.model) == model
 
 
+@pytest.mark.parametrize(
+    ("fields", "drafters"),
+    [
+        ({}, ("ngram", "dspark", "auto")),
+        ({"draft_model": "demo@layers=6"}, ("ngram", "model", "dspark", "auto")),
+        ({"drafter_checkpoint": "none"}, ("ngram",)),
+        ({"model": "demo@layers=2"}, ("ngram",)),
+    ],
+)
+def test_the_demo_model_has_a_drafter_of_its_own(fields: dict[str, Any], drafters: tuple[str, ...]) -> None:
+    configurations = Configurations(ClusterSpec(**fields))
+    draft: Any = configurations.of("draft", {})
+    target: Any = configurations.of("target", {})
+    assert draft.drafters == drafters
+    assert (draft.default_drafter == "auto") == ("dspark" in drafters)
+    assert target.projectors == ((str(SHIPPED["demo"]),) if "dspark" in drafters else ())
+
+
 def test_weights_of_target_and_draft_model_are_chosen_apart() -> None:
-    configurations = Configurations(ClusterSpec(draft_weights="int4", settings=("target.engine.weights=int8",)))
+    configurations = Configurations(
+        ClusterSpec(draft_model="demo@layers=6", draft_weights="int4", settings=("target.engine.weights=int8",))
+    )
     target: Any = configurations.of("target", {})
     draft: Any = configurations.of("draft", {})
     assert (target.engine.weights, draft.engine.weights) == ("int8", "int4")
-    plain: Any = Configurations(ClusterSpec(weights="int4")).of("draft", {})
+    plain: Any = Configurations(ClusterSpec(draft_model="small", weights="int4")).of("draft", {})
     assert plain.engine.weights == ""
     with pytest.raises(InvalidRequest, match="draft_weights: expected a draft model to quantise, got 'int8'"):
-        Configurations(ClusterSpec(draft_model="none", draft_weights="int8")).check()
+        Configurations(ClusterSpec(draft_weights="int8")).check()
 
 
 def test_pools_share_out_the_cores() -> None:

@@ -37,10 +37,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--targets", default=1, show_default=True, help="Target verifiers.")
 @click.option("--routers", default=1, show_default=True, help="Router processes.")
 @click.option("--model", default="demo", show_default=True, help="Target: demo, a folder, a GGUF file, a hub id.")
-@click.option("--draft-model", help="Draft model, or none. [default: demo@layers=6 for the demo model, else none]")
+@click.option("--draft-model", help="A draft model beside the other drafters. [default: none]")
 @click.option(
-    "--drafter-checkpoint", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Hidden-state drafter of the target: the default drafter then, beside n-gram lookup.",
+    "--drafter-checkpoint", metavar="FOLDER",
+    help="Hidden-state drafter of the target, or none. [default: the one shipped for the demo model]",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of both models.")
 @click.option("--weights", type=click.Choice(["int8", "int4"]), help="Quantise the target's weights.")

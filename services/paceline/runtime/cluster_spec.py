@@ -20,6 +20,9 @@ from paceline.speculation.errors import InvalidRequest
 KINDS: dict[str, type[Closed]] = {"target": TargetConfig, "draft": DraftConfig, "router": RouterConfig}
 NO_MODEL = "none"
 
+# Hidden-state drafters that come with Paceline, by the name of the model they were trained for.
+SHIPPED = {"demo": Path(__file__).parents[1] / "drafters" / "shipped" / "SmolLM2-135M-Instruct-dspark"}
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
@@ -31,10 +34,10 @@ class ClusterSpec:
     """Router processes behind the one pair of ports."""
     model: str = "demo"
     draft_model: str | None = None
-    """`none` runs draft workers without one; by default demo@layers=6 for the demo model, none for others."""
-    drafter_checkpoint: Path | None = None
+    """Runs draft workers with one beside their other drafters; None or `none` without."""
+    drafter_checkpoint: str | Path | None = None
     """Folder of a hidden-state drafter of the model: targets keep its features, and draft workers take its drafts or
-    those of n-gram lookup by default. No draft model then, unless one is named."""
+    those of n-gram lookup by default. `none` runs without one; by default the one that is shipped for the model."""
     dtype: str | None = None
     """Of both models; None for the services' default."""
     weights: str | None = None
@@ -110,9 +113,7 @@ class Configurations:
         spec = self._spec
         if service == "router":
             return {"http_port": spec.http_port, "grpc_port": spec.grpc_port, "replicas": spec.routers}
-        model = spec.model
-        if service == "draft":
-            model = spec.draft_model or self._usual_draft_model()
+        model = spec.model if service == "target" else spec.draft_model or NO_MODEL
         pool = max(1, spec.targets if service == "target" else spec.drafts)
         threads = spec.threads or max(1, _cores() // pool)
         extra = self._hidden(service, model, threads)
@@ -125,19 +126,17 @@ class Configurations:
         given = {key: value for key, value in options.items() if value is not None}
         return {"engine.model": model, "engine.threads": threads, **given, **extra}
 
-    def _usual_draft_model(self) -> str:
-        spec = self._spec
-        return "demo@layers=6" if spec.model == "demo" and spec.drafter_checkpoint is None else NO_MODEL
-
     def _hidden(self, service: str, draft_model: str, threads: int) -> dict[str, Any]:
         """What a hidden-state drafter adds to a worker's settings."""
-        folder = self._spec.drafter_checkpoint
-        if folder is None:
+        given = self._spec.drafter_checkpoint
+        chosen = SHIPPED.get(self._spec.model) if given is None else given
+        if chosen is None or str(chosen) == NO_MODEL:
             return {}
-        path = str(folder.expanduser().resolve())
+        folder = Path(chosen).expanduser().resolve()
+        path = str(folder)
         if service == "target":
             return {"projectors": [path]}
-        name = _drafter_name(folder.expanduser())
+        name = _drafter_name(folder)
         return {
             "drafters": ["ngram", *(["model"] if draft_model != NO_MODEL else []), name, "auto"],
             "default_drafter": "auto",
