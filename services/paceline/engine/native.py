@@ -112,14 +112,20 @@ class Kernels:
             self.inject = _function(library, "inject", pointer, long, *[pointer] * 5, long, long)
 
     @property
+    def has_products(self) -> bool:
+        """Whether there are products at all."""
+        return self._product is not None
+
+    @property
     def multiplies(self) -> bool:
-        """Whether there are products. Processors with matrix units (AMX) are better served by oneDNN."""
-        return self._product is not None and "amx_bf16" not in processor().flags
+        """Whether a target's products should be these. Processors with matrix units (AMX) are better served by oneDNN,
+        as far as there are many rows."""
+        return self.has_products and "amx_bf16" not in processor().flags
 
     @property
     def multiplies_integers(self) -> bool:
         """Whether there are products of quantised weights, which those of oneDNN are not."""
-        return self._product is not None and "avx512vbmi" in processor().flags
+        return self.has_products and "avx512vbmi" in processor().flags
 
     def product(self, rows: Tensor, linear: LinearArguments, residual: Tensor | None, out: Tensor) -> None:
         """out = residual + (rows · weightsᵀ + bias). rows: [N, k]; linear: of packed weights; out: [N, n]."""

@@ -35,12 +35,15 @@ _TILE = 8  # context rows of a session one thread writes
 
 
 def kernels_for(network: HiddenDrafter) -> Kernels | None:
-    """The kernels for a network, if there are any here and it has their shapes."""
+    """The kernels for a network, if there are any here and it has their shapes.
+
+    On any processor that has products: a block has few rows, so its weights' way through memory is what it costs.
+    """
     config = network.config
     found = kernels(network.dtype, network.embed_tokens.device)
     widths = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
     even = all(width % 2 == 0 for width in (*widths, config.markov_rank))
-    return found if found is not None and found.multiplies and even and config.head_dim <= MAX_KEY_DIM else None
+    return found if found is not None and found.has_products and even and config.head_dim <= MAX_KEY_DIM else None
 
 
 @dataclass(frozen=True, slots=True)
