@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import click
@@ -17,6 +15,7 @@ from paceline.cache.target.layout import Shape
 from paceline.cache.target.plan import DEEPSPEC_LAYERS, DEEPSPEC_TOKENS, KNOWN, Plan, model_size
 from paceline.cache.target.verify import Report, verify
 from paceline.cache.target.writer import SHARD_BYTES
+from paceline.cli.become import become
 from paceline.cli.errors import Failure, told
 from paceline.speculation.errors import InvalidRequest
 
@@ -33,8 +32,7 @@ def command() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def capture(arguments: tuple[str, ...]) -> None:
     """Let a target answer prompts and keep its hidden states; `--help` tells the options."""
-    # The job computes with torch, which this process never loads: it becomes the job.
-    os.execv(sys.executable, [sys.executable, "-m", "paceline.training.capture", *arguments])  # noqa: S606
+    become("paceline.training.capture", arguments)
 
 
 @command.command("verify")
