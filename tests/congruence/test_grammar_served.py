@@ -115,8 +115,8 @@ async def test_answers_over_http_are_of_the_schema_and_the_same_however_they_are
     assert 1 <= value["place"] <= 40
     assert {body["choices"][0]["finish_reason"] for body in bodies} == {"stop"}
     accepted = [body["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] for body in bodies]
-    assert accepted[0] == 0
-    assert max(accepted) > 10, accepted
+    assert bodies[0]["paceline"]["models"]["proposers"] == ["grammar"], "with no drafter, what is forced is drafted"
+    assert max(accepted) > accepted[0], accepted
 
 
 async def test_rejection_mode_keeps_to_the_grammar() -> None:
