@@ -19,7 +19,9 @@ async def test_rejection_mode_accepts_drafts_and_repeats_itself() -> None:
             PROMPT, seed=5, max_tokens=48, verification_mode="rejection", speculation=DRAFTING
         )
         # What is committed depends on what was drafted, and on a busy machine a round may go without.
-        answers = [await http.post("/v1/completions", json={**BODY, "verification_mode": "rejection"}) for _ in range(3)]
+        answers = [
+            await http.post("/v1/completions", json={**BODY, "verification_mode": "rejection"}) for _ in range(3)
+        ]
         plain = await client.generate(PROMPT, seed=5, max_tokens=48, verification_mode="rejection", speculation=OFF)
         agreement = await client.generate(PROMPT, seed=5, max_tokens=48, speculation=DRAFTING)
     assert first.speculation.accepted_tokens > 0
