@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline_client import Speculation
+from paceline_client import Generation, Speculation
 
 from tests.congruence.small_cluster import small_cluster
 
@@ -10,26 +10,39 @@ TARGET, DRAFT = "fake:seed=7,eos=0", "fake:seed=7,eos=0,quality=0.6"
 PROMPT = [72, 101, 108, 108, 111]
 DRAFTING = Speculation(mode="fixed", max_draft_tokens=4, drafter="model")
 OFF = Speculation(mode="off")
+MOST_ASKED = 12  # times, each way
 BODY = {"prompt": PROMPT, "max_tokens": 48, "seed": 5, "speculation": {"mode": "fixed", "max_draft_tokens": 4}}
 
 
 async def test_rejection_mode_accepts_drafts_and_repeats_itself() -> None:
+    """Drafts decide what is committed here, so what repeats is an answer whose drafts came in the same rounds.
+
+    A draft worker may open a session later than its verifier does: how many rounds that takes is the machine's affair.
+    """
+    over_grpc: list[Generation] = []
+    over_http: list[str] = []
     async with small_cluster(TARGET, DRAFT) as (http, client):
-        first = await client.generate(
-            PROMPT, seed=5, max_tokens=48, verification_mode="rejection", speculation=DRAFTING
-        )
-        # What is committed depends on what was drafted, and on a busy machine a round may go without.
-        answers = [
-            await http.post("/v1/completions", json={**BODY, "verification_mode": "rejection"}) for _ in range(3)
-        ]
+        while len(over_http) < MOST_ASKED and not _repeated([each.text for each in over_grpc], over_http):
+            got = await client.generate(
+                PROMPT, seed=5, max_tokens=48, verification_mode="rejection", speculation=DRAFTING
+            )
+            over_grpc.append(got)
+            answer = await http.post("/v1/completions", json={**BODY, "verification_mode": "rejection"})
+            assert answer.status_code == 200, answer.text
+            over_http.append(answer.json()["choices"][0]["text"])
         plain = await client.generate(PROMPT, seed=5, max_tokens=48, verification_mode="rejection", speculation=OFF)
         agreement = await client.generate(PROMPT, seed=5, max_tokens=48, speculation=DRAFTING)
-    assert first.speculation.accepted_tokens > 0
-    assert first.speculation.accepted_tokens < first.speculation.verified_tokens
-    assert not first.lossy
-    assert [answer.status_code for answer in answers] == [200] * 3, answers[0].text
-    assert first.text in [answer.json()["choices"][0]["text"] for answer in answers]
+    assert _repeated([each.text for each in over_grpc], over_http), (over_grpc, over_http)
+    for each in over_grpc:
+        assert 0 < each.speculation.accepted_tokens < each.speculation.verified_tokens
+        assert not each.lossy
     assert plain.token_ids == agreement.token_ids  # without drafts, the target's own samples
+
+
+def _repeated(over_grpc: list[str], over_http: list[str]) -> bool:
+    """Whether both ways in gave one text, and one of them twice, which chance does not do."""
+    common = set(over_grpc) & set(over_http)
+    return any(over_grpc.count(text) + over_http.count(text) > 2 for text in common)
 
 
 async def test_relaxed_acceptance_says_that_it_was_lossy() -> None:
