@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from paceline.drafters.hidden import checkpoint
+from paceline.drafters.hidden.loading import read_projector
 from paceline.drafters.hidden.target_weights import TargetWeights
 from paceline.engine.models import LocalModel
 from paceline.engine.numerics import fingerprint
@@ -51,6 +52,21 @@ def test_int8_is_close_and_half_the_size(tmp_path: Path, target: LocalModel) -> 
         assert float((again.state_dict()[name] - tensor).abs().max()) <= float(step), name
     sizes = [(tmp_path / name / checkpoint.WEIGHTS).stat().st_size for name in ("wide", "narrow")]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_projector_is_the_same_read_alone(tmp_path: Path) -> None:
+    drafter, folder = small_drafter(dataclasses.replace(CONFIG, target_fingerprint="of the target")), tmp_path
+    scales = {"fc.weight.int8_scale": torch.rand(HIDDEN) + 0.5}
+    matrix = {"fc.weight": torch.randint(-127, 128, drafter.fc.weight.shape, dtype=torch.int8)}
+    checkpoint.write(folder, drafter.config.to_json(), drafter.state_dict() | matrix | scales)
+    whole, alone = checkpoint.read_tensors(folder), checkpoint.read_tensors(folder, ("fc.weight", "no such"))
+    assert list(alone) == ["fc.weight"]
+    assert torch.equal(alone["fc.weight"], whole["fc.weight"])
+    assert whole["fc.weight"].dtype == torch.float32
+    projector = read_projector(folder)
+    assert torch.equal(projector.weight, whole["fc.weight"])
+    assert torch.equal(projector.norm, whole["hidden_norm.weight"])
+    assert projector.target == "of the target"
 
 
 def test_another_target_is_refused(tmp_path: Path, target: LocalModel) -> None:

@@ -26,6 +26,7 @@ class Projector:
     weight: Tensor  # [width, len(layers) * hidden_size]
     norm: Tensor  # [width]
     eps: float
+    target: str = ""  # fingerprint of the one it was trained for; empty does not say
 
     @property
     def width(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paceline.drafters.hidden.checkpoint import read_config
 from paceline.drafters.hidden.loading import read_projector
 from paceline.engine.grammar import Grammars, grammars_of
 from paceline.engine.interface import EngineInfo
@@ -31,17 +30,16 @@ def load(config: TargetConfig, progress: Progress) -> LoadedEngine:
         progress(f"projector {each.fingerprint}: layers {', '.join(map(str, each.layers))}, of {folder}")
     loaded = load_engine(EngineSpec(**config.engine.model_dump()), progress, projectors)
     if not config.engine.weights:  # a quantised target is another model, near enough to draft for
-        for folder in config.projectors:
-            _require_fitting(folder, loaded.engine.info)
+        for folder, each in zip(config.projectors, projectors, strict=True):
+            _require_fitting(folder, each, loaded.engine.info)
     return loaded
 
 
-def _require_fitting(folder: str, info: EngineInfo) -> None:
+def _require_fitting(folder: str, projector: Projector, info: EngineInfo) -> None:
     """Raises InvalidRequest if a drafter was trained for another target."""
-    trained_for = read_config(Path(folder).expanduser()).target_fingerprint
-    if trained_for not in {"", info.fingerprint}:
-        expected = f"drafters of {info.model_id} ({info.fingerprint[:12]})"
-        raise InvalidRequest("projectors", expected=expected, got=f"{folder}, of another target ({trained_for[:12]})")
+    if projector.target not in {"", info.fingerprint}:
+        expected, got = f"drafters of {info.model_id} ({info.fingerprint[:12]})", projector.target[:12]
+        raise InvalidRequest("projectors", expected=expected, got=f"{folder}, of another target ({got})")
 
 
 def _projector(folder: str) -> Projector:

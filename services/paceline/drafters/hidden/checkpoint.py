@@ -7,10 +7,12 @@ Large matrices may be stored as int8 with one scale per row; they are loaded as 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from paceline.drafters.hidden.config import HiddenConfig
@@ -36,11 +38,17 @@ def read_config(folder: Path) -> HiddenConfig:
 
 
 def load(folder: Path, target: LocalModel, *, dtype: torch.dtype = torch.bfloat16) -> HiddenDrafter:
+    """The trained drafter of a folder. Raises what ``read_config``, ``read_tensors`` and ``build`` raise."""
+    return build(read_config(folder), read_tensors(folder), target, dtype=dtype)
+
+
+def build(
+    config: HiddenConfig, tensors: dict[str, Tensor], target: LocalModel, *, dtype: torch.dtype = torch.bfloat16
+) -> HiddenDrafter:
     """A trained drafter for this target, on the CPU, in eval mode.
 
     Raises InvalidRequest if it was trained for another target or its weights do not fit its config.
     """
-    config = read_config(folder)
     if config.target_fingerprint:
         found = fingerprint(target.folder, target.layers)
         if found != config.target_fingerprint:
@@ -50,7 +58,6 @@ def load(folder: Path, target: LocalModel, *, dtype: torch.dtype = torch.bfloat1
                 got=f"one of {config.target_model or 'another target'} ({config.target_fingerprint[:12]})",
                 hint="drafters read the hidden states of the very weights they were trained on",
             )
-    tensors = read_tensors(folder)
     vocabulary = vocabulary_of(config, tensors)
     weights = TargetWeights(target.folder)
     drafter = HiddenDrafter(config, vocabulary, weights.embedding().to(dtype), weights.head().to(dtype)).to(dtype)
@@ -79,13 +86,15 @@ def fill(drafter: HiddenDrafter, tensors: dict[str, Tensor]) -> None:
     drafter.load_state_dict(given)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder by name, int8 ones back in float32."""
+def read_tensors(folder: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a folder by name, int8 ones back in float32; of ``names``, those there are."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise InvalidRequest("drafter", expected=f"a folder with {CONFIG} and {WEIGHTS}", got=str(folder))
-    stored = load_file(path)
-    scales = {name.removesuffix(_SCALE): stored.pop(name) for name in list(stored) if name.endswith(_SCALE)}
+    with safe_open(path, framework="pt") as file:
+        kept = [name for name in file.keys() if names is None or name.removesuffix(_SCALE) in names]  # noqa: SIM118
+        stored = {name: file.get_tensor(name) for name in kept}
+    scales = {name.removesuffix(_SCALE): stored.pop(name) for name in kept if name.endswith(_SCALE)}
     return {name: t.float() * scales[name][:, None] if name in scales else t for name, t in stored.items()}
 
 

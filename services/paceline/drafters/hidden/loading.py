@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +39,7 @@ class LoadedDrafter:
 def read_projector(folder: Path) -> Projector:
     """The projector of a drafter's folder: all the target needs of it. Raises InvalidRequest or Unsupported."""
     config = checkpoint.read_config(folder)
-    tensors = checkpoint.read_tensors(folder)
-    for name in (_MATRIX, _NORM):
-        if name not in tensors:
-            raise InvalidRequest(checkpoint.WEIGHTS, expected=f"a tensor named {name}", got=str(folder))
-    matrix, norm = tensors[_MATRIX].float(), tensors[_NORM].float()
-    layers = config.target_layer_ids
-    return Projector(_fingerprint(config, matrix, norm), layers, matrix, norm, config.rms_norm_eps)
+    return _projector(config, checkpoint.read_tensors(folder, (_MATRIX, _NORM)), folder)
 
 
 def load_drafter(
@@ -58,22 +53,38 @@ def load_drafter(
     Raises InvalidRequest if it was trained for another target or its folder is broken, Unsupported for a variant that
     is not served, Unavailable if the target's tokenizer cannot be read.
     """
-    network = checkpoint.load(folder, target, dtype=dtype)
+    config, tensors = checkpoint.read_config(folder), checkpoint.read_tensors(folder)
+    network = checkpoint.build(config, tensors, target, dtype=dtype)
     kernels = kernels_for(network)
     backend = TorchBackend(network, tokens) if kernels is None else NativeBackend(network, kernels, tokens)
     files = tokenizer_files(target.folder)
     eos = json.loads(files.get(GENERATION, b"{}")).get("eos_token_id", [])
-    vocab_size = network.config.vocab_size
+    vocab_size = config.vocab_size
     grammars = grammars_of(files, eos=eos, vocab_size=vocab_size)
     served = Served(
         network,
         backend,
-        projector=read_projector(folder).fingerprint,
+        projector=_projector(config, tensors, folder).fingerprint,
         model_id=folder.resolve().name,
         fast=None if kernels is None else NativeDraw(kernels),
     )
     shaping = DraftShaping(vocab_size=vocab_size, eos=eos, grammars=grammars)
     return LoadedDrafter(ContextDrafter(served, shaping), files, "torch" if kernels is None else "native")
+
+
+def _projector(config: HiddenConfig, tensors: Mapping[str, Tensor], folder: Path) -> Projector:
+    for name in (_MATRIX, _NORM):
+        if name not in tensors:
+            raise InvalidRequest(checkpoint.WEIGHTS, expected=f"a tensor named {name}", got=str(folder))
+    matrix, norm = tensors[_MATRIX].float(), tensors[_NORM].float()
+    return Projector(
+        fingerprint=_fingerprint(config, matrix, norm),
+        layers=config.target_layer_ids,
+        weight=matrix,
+        norm=norm,
+        eps=config.rms_norm_eps,
+        target=config.target_fingerprint,
+    )
 
 
 def _fingerprint(config: HiddenConfig, matrix: Tensor, norm: Tensor) -> str:
