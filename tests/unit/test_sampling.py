@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
+from itertools import accumulate, permutations
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paceline.speculation.cutting import survivors
 from paceline.speculation.noise import Noise
 from paceline.speculation.params import SamplingParams
-from paceline.speculation.sampling import Row, probabilities, sample, survivors
+from paceline.speculation.sampling import Row, probabilities, sample
 from torch import Tensor
 
 
@@ -100,6 +103,8 @@ LADDER = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
         ({"min_p": 1.0}, [0]),
         ({"top_k": 3, "top_p": 0.75}, [0, 1]),
         ({"temperature": 0.25, "top_p": 0.9}, [0, 1]),
+        ({"top_k": 3, "top_p": 0.5, "min_p": 0.6}, [0, 1]),  # with min-p first, 0 alone is half of what is left
+        ({"top_k": 5, "top_p": 0.72, "min_p": 0.4}, [0, 1, 2]),  # top-k keeps all there are
     ],
 )
 def test_survivors_of_a_known_distribution(options: dict[str, float], kept: list[int]) -> None:
@@ -109,6 +114,39 @@ def test_survivors_of_a_known_distribution(options: dict[str, float], kept: list
     weights = torch.exp(LADDER.double() / chosen.temperature)[kept]
     assert torch.allclose(exact[kept], weights / weights.sum())
     assert float(exact.sum()) == pytest.approx(1.0)
+
+
+def _cut_one_by_one(logits: Tensor, order: str, params: SamplingParams) -> int:
+    """How many of the likeliest tokens are left by cuts made in this order, each on what the last one left."""
+    left = torch.softmax(logits.double() / params.temperature, dim=0).sort(descending=True).values.tolist()
+    for cut in order.split():
+        if cut == "top_k":
+            left = left[: params.top_k or None]
+        elif cut == "top_p":
+            mass, total = list(accumulate(left, initial=0.0)), sum(left)
+            left = [weight for weight, before in zip(left, mass, strict=False) if before < params.top_p * total]
+        else:
+            left = [weight for weight in left if weight >= params.min_p * left[0]]
+    return len(left)
+
+
+def test_top_k_cuts_before_top_p_and_min_p_cuts_last() -> None:
+    """Against each cut made on its own, with any set of options; some of these tell every other order apart."""
+    others = {" ".join(each) for each in permutations(("top_k", "top_p", "min_p"))} - {"top_k top_p min_p"}
+    told = set[str]()
+    for seed in range(400):
+        draw = random.Random(seed)
+        options = SamplingParams(
+            temperature=draw.choice((0.6, 1.0, 1.7)),
+            top_k=draw.choice((0, 3, 8, 40, 400)),
+            top_p=draw.choice((1.0, draw.uniform(0.2, 0.99))),
+            min_p=draw.choice((0.0, draw.uniform(0.01, 0.5))),
+        )
+        logits = _logits(1, draw.choice((40, 300)), 2.0, seed)[0]
+        left = survivors(logits, options).shape[0]
+        assert left == _cut_one_by_one(logits, "top_k top_p min_p", options), options
+        told |= {order for order in others if left != _cut_one_by_one(logits, order, options)}
+    assert told == others
 
 
 def test_probabilities_of_greedy_are_one_hot() -> None:

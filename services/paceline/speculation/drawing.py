@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from paceline.speculation import rejection
+from paceline.speculation.cutting import survivors
 from paceline.speculation.messages import SparseDistribution
-from paceline.speculation.sampling import NOTHING, DrawFast, Row, require_finite, sample, shaped, survivors
+from paceline.speculation.sampling import NOTHING, DrawFast, Row, require_finite, sample, shaped
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from paceline.speculation.features import Feed
 from paceline.speculation.params import SamplingParams
 
 PROTOCOL_VERSION = "1"
-SAMPLER_VERSION = "1"  # here rather than beside the sampler: who negotiates it needn't load torch
+SAMPLER_VERSION = "2"  # here rather than beside the sampler: who negotiates it needn't load torch
 MAX_SUPPORT = 64  # tokens of a draft distribution
 
 

@@ -28,9 +28,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from paceline.speculation.cutting import likeliest
 from paceline.speculation.messages import MAX_SUPPORT, Draft, SparseDistribution
 from paceline.speculation.noise import STREAM_ACCEPT, STREAM_DRAFT, STREAM_RECOVERY
-from paceline.speculation.sampling import Row, likeliest, noise_of, probabilities, race
+from paceline.speculation.sampling import Row, noise_of, probabilities, race
 
 Number = TypeVar("Number", float, Fraction)
 

@@ -1,9 +1,9 @@
 """One sampler for target and drafter: logits in, tokens out, noise from coordinates.
 
-Logits are shaped first if the request's options ask for it (``shaping``). The distribution is what is left of
-softmax(logits / temperature) after top-k, then top-p over what top-k kept, then
-min-p relative to the likeliest token. The token is ``argmax(logit / T - log E)`` over the survivors, E being
-``paceline.speculation.noise``; greedy is the same rule with no noise. Equal scores go to the lowest token id.
+Logits are shaped first if the request's options ask for it (``shaping``). The distribution is what top-k, top-p and
+min-p leave of softmax(logits / temperature) (``cutting``). The token is ``argmax(logit / T - log E)`` over the
+survivors, E being ``paceline.speculation.noise``; greedy is the same rule with no noise. Equal scores go to the lowest
+token id.
 
 A row's token depends on that row alone: every reduction whose rounding could depend on its neighbours runs per row.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from paceline.speculation import messages
+from paceline.speculation.cutting import cuts, survivors
 from paceline.speculation.noise import BLOCK, STREAM_TARGET, Noise
 from paceline.speculation.params import SamplingParams
 from paceline.speculation.shaping import RowShaping
@@ -44,7 +45,7 @@ class Row:
     @property
     def cut(self) -> bool:
         """Whether top-k, top-p or min-p leaves some tokens out."""
-        return _cuts(self.params)
+        return cuts(self.params)
 
 
 Draw = Callable[[Tensor, Sequence[Row]], Tensor]
@@ -91,7 +92,7 @@ def sample(logits: Tensor, rows: Sequence[Row], fast: DrawFast | None = None) ->
 
 
 def shaped(logits: Tensor, row: Row) -> Tensor:
-    """The logits a row's token is drawn from, for ``survivors`` and ``probabilities``.
+    """The logits a row's token is drawn from, for ``cutting.survivors`` and ``probabilities``.
 
     Args:
         logits: [V].
@@ -100,36 +101,6 @@ def shaped(logits: Tensor, row: Row) -> Tensor:
         float32 [V], all -inf if the options leave no token.
     """
     return logits.to(torch.float32) if row.shaping is None else row.shaping.apply(logits)
-
-
-def survivors(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Token ids left by top-k, top-p and min-p, likeliest first (equal logits: lowest id first).
-
-    Args:
-        logits: float32 or wider [V], shaped; temperature not yet applied.
-
-    Returns:
-        int64 [n], n >= 1.
-    """
-    scaled = logits.to(torch.float32) / params.temperature
-    tokens = _sorted_above(scaled, _threshold(scaled, params))
-    if params.top_k:
-        tokens = tokens[: params.top_k]
-    if params.top_p < 1:
-        tokens = tokens[: _nucleus(scaled, tokens, params)]
-    if params.min_p > 0:
-        kept = scaled[tokens] >= scaled[tokens[0]] + math.log(params.min_p)
-        tokens = tokens[: max(1, int(kept.sum()))]
-    return tokens
-
-
-def likeliest(logits: Tensor, params: SamplingParams, most: int) -> Tensor:
-    """The first ``most`` of the survivors, without sorting more of the vocabulary than that takes; int64 [n]."""
-    if _cuts(params):
-        return survivors(logits, params)[:most]
-    scaled = logits.to(torch.float32) / params.temperature
-    least = torch.topk(scaled, min(most, scaled.shape[0]), sorted=False).values.amin()
-    return _sorted_above(scaled, least)[:most]
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -145,15 +116,11 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.greedy:
         out[int(_lowest_argmax(logits[None])[0])] = 1.0
         return out
-    if not _cuts(params):
+    if not cuts(params):
         return torch.softmax(logits.to(torch.float64) / params.temperature, dim=0)
     tokens = survivors(logits, params)
     out[tokens] = torch.softmax(logits[tokens].to(torch.float64) / params.temperature, dim=0)
     return out
-
-
-def _cuts(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
 
 
 def require_finite(peak: Tensor) -> None:
@@ -168,39 +135,6 @@ def _lowest_argmax(scores: Tensor) -> Tensor:
     require_finite(peak)
     index = torch.arange(scores.shape[1], device=scores.device)
     return torch.where(scores == peak, index, scores.shape[1]).amin(dim=1).cpu()
-
-
-def _threshold(scaled: Tensor, params: SamplingParams) -> Tensor:
-    """A logit below which no survivor lies; cheap, and close enough that few tokens need sorting."""
-    peak = scaled.amax()
-    threshold = torch.full_like(peak, -math.inf)
-    if params.top_k and params.top_k < scaled.shape[0]:
-        threshold = torch.topk(scaled, params.top_k, sorted=False).values.amin()
-    elif params.top_p < 1:
-        # Tokens less likely than (1 - p) / V have less than 1 - p in all, so the rest holds the nucleus. The factor
-        # 1/2 keeps rounding on the safe side.
-        mass = torch.exp(scaled - peak).sum(dtype=torch.float64)
-        share = (1 - params.top_p) / (2 * scaled.shape[0])
-        threshold = (peak.to(torch.float64) + torch.log(mass) + math.log(share)).to(scaled.dtype)
-    if params.min_p > 0:
-        threshold = torch.maximum(threshold, peak + math.log(params.min_p))
-    return torch.minimum(threshold, peak)
-
-
-def _sorted_above(scaled: Tensor, threshold: Tensor) -> Tensor:
-    tokens = torch.nonzero(scaled >= threshold).squeeze(1)
-    order = torch.sort(scaled[tokens], descending=True, stable=True).indices
-    return tokens[order]
-
-
-def _nucleus(scaled: Tensor, tokens: Tensor, params: SamplingParams) -> int:
-    """How many of the sorted tokens form the smallest set with at least top_p of the mass."""
-    peak = scaled[tokens[0]]
-    weights = torch.exp((scaled[tokens] - peak).to(torch.float64))
-    # With top-k before it, top-p counts the mass of what top-k kept; alone, that of the whole vocabulary.
-    total = weights.sum() if params.top_k else torch.exp(scaled - peak).sum(dtype=torch.float64)
-    before = torch.cumsum(weights, 0) - weights
-    return max(1, int((before < params.top_p * total).sum()))
 
 
 def noise_of(rows: Sequence[Row], device: torch.device | str, stream: int = STREAM_TARGET) -> Noise:

@@ -1,5 +1,5 @@
 // A token per row: the likeliest, or one drawn from softmax(logits / temperature), cut or whole, by the race of
-// paceline.speculation (noise.py, sampling.py), looking only into blocks that can hold the winner.
+// paceline.speculation (noise.py, sampling.py, cutting.py), looking only into blocks that can hold the winner.
 //
 // What top-k, top-p and min-p leave is a beginning of the tokens by likelihood. So a race is run among all; if its winner
 // is left over, it is the winner among those that are; if not, neither are the tokens behind it, and the race is run
@@ -158,7 +158,7 @@ class Cut {
 
     const float* scaled() const { return scaled_.data(); }
 
-    // 1 if a token is left, 0 if not, UNSURE.
+    // 1 if a token is left, 0 if not, UNSURE. Of top-k, top-p and min-p, in this order: see cutting.py.
     long leaves(long token) const {
         long count = 0;
         const double mass = sum(Before{scaled(), token}, count);
@@ -220,7 +220,6 @@ class Cut {
 
 template <class T> long draw_cut(const T* logits, long vocab, const Options& o, const Noise& noise,
                                  std::vector<float>& peaks, float top) {
-    if (o.top_k > 0 && o.top_p < 1 && o.min_p > 0) return UNSURE;
     const Cut cut(logits, vocab, o, top);
     Before before{nullptr, 0};
     while (true) {
