@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from paceline.draft.worker import DraftWorker
 from paceline.runtime import wire
 from paceline.runtime.compute import ComputeThread
 from paceline.runtime.server import Context, told
-from paceline.runtime.streams import RouterStream
+from paceline.runtime.streams import RouterStream, reading
 from paceline.runtime.wire_features import from_chunk
 from paceline.runtime.worker import WorkerService
 from paceline.v1 import common_pb2 as common
@@ -86,17 +85,11 @@ class DraftService(WorkerService, DraftServiceServicer):
         self, request_iterator: AsyncIterator[pb.FeatureChunk], context: Context
     ) -> AsyncIterator[pb.FeatureCredit]:
         stream = self._features.open()
-        reader = asyncio.create_task(self._feed(request_iterator, stream))
-        reader.add_done_callback(lambda _: stream.close())
         try:
-            async for message in stream:
-                yield message
-            async with told(context):
-                if reader.done() and not reader.cancelled():
-                    reader.result()
+            async with reading(self._feed(request_iterator, stream), stream, context):
+                async for message in stream:
+                    yield message
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
             self._features.remove(stream)
 
     async def stop(self) -> None:

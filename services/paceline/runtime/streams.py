@@ -1,15 +1,45 @@
-"""The round streams of the routers, and which of them leads to whom."""
+"""Calls that read and answer at the same time, and the round streams of the routers."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
+from paceline.runtime.server import Context, told
 from paceline.speculation.errors import InvalidRequest
 
 MAX_UNSENT = 1024  # messages; a router has at most one round per session under way, so it is not slow but stuck
+
+
+class Answers(Protocol):
+    """What goes back to a caller; it ends some time after it was closed."""
+
+    def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def reading(requests: Coroutine[Any, Any, None], answers: Answers, context: Context) -> AsyncIterator[None]:
+    """A call's requests are read beside its answers, which the body sends until they end.
+
+    The answers are closed when there is nothing more to read, and nothing is read once the body has ended. What goes
+    wrong in either is told to the caller.
+
+    Args:
+        requests: reads and submits them all.
+    """
+    reader = asyncio.create_task(requests)
+    reader.add_done_callback(lambda _: answers.close())
+    try:
+        async with told(context):
+            yield
+            if reader.done() and not reader.cancelled():
+                reader.result()
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
 
 
 class RouterStream(ABC):
@@ -44,8 +74,11 @@ class RouterStream(ABC):
             self._unsent.put_nowait(None)  # the queue keeps a place for it
 
     async def __aiter__(self) -> AsyncIterator[Any]:
+        """Until closed, then raises ``failure`` if there is one."""
         while (message := await self._unsent.get()) is not None:
             yield message
+        if self.failure is not None:
+            raise self.failure
 
     @abstractmethod
     def _overflow(self, message: Any) -> None:

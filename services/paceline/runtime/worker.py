@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from paceline.runtime import command, process
 from paceline.runtime.command import Progress
 from paceline.runtime.config import ConfigT, load
-from paceline.runtime.server import Context, WorkerServer, told, until_stopped
-from paceline.runtime.streams import RouterStream, Streams
+from paceline.runtime.server import Context, WorkerServer, until_stopped
+from paceline.runtime.streams import RouterStream, Streams, reading
 from paceline.speculation.errors import PacelineError
 from paceline.v1 import common_pb2 as common
 
@@ -97,19 +97,11 @@ class WorkerService(ABC):
 
     async def Rounds(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:  # noqa: N802
         stream = self._streams.add()
-        reader = asyncio.create_task(self._read(request_iterator, stream))
-        reader.add_done_callback(lambda _: stream.close())
         try:
-            async for message in stream:
-                yield message
-            async with told(context):
-                if stream.failure is not None:
-                    raise stream.failure
-                if reader.done() and not reader.cancelled():
-                    reader.result()
+            async with reading(self._read(request_iterator, stream), stream, context):
+                async for message in stream:
+                    yield message
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
             if self._streams.remove(stream):
                 self._gone(stream.router_id, self._core.drop_router(stream.router_id))
 
