@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from paceline.cache.target import Sample
-from paceline.drafters.hidden import checkpoint, exchange
+from paceline.drafters.hidden import exchange
 from paceline.drafters.hidden.config import HiddenConfig
+from paceline.drafters.hidden.eagle.network import EagleDrafter
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.drafters.hidden.target_weights import TargetWeights
 from paceline.engine import models
@@ -26,10 +24,11 @@ from paceline.training.blocks import Blocks, forward
 from paceline.training.samples import anchors_of
 from torch import Tensor
 
+from bench import interchange_eagle
+from bench.interchange_model import agree, speculators_model
 from tests.unit.hidden_kit import CONFIG, VOCAB, dflash, small_drafter, write_target
 
 LENGTH = 60
-TOLERANCE = 1e-3  # of the largest logit, in float32
 
 
 def main() -> int:
@@ -40,13 +39,15 @@ def main() -> int:
     options = parser.parse_args()
     whole = dataclasses.replace(CONFIG, draft_vocab_size=VOCAB)
     with tempfile.TemporaryDirectory() as scratch:
+        drafters: dict[str, HiddenDrafter | EagleDrafter]
         if options.drafter:
             target = models.resolve(options.model)
-            drafters = {"trained": checkpoint.load(options.drafter, target, dtype=torch.float32)}
+            drafters = {"trained": exchange.loaded(options.drafter, target)}
         else:
             target = models.LocalModel(write_target(Path(scratch) / "target"), "tiny")
             shapes = {"dspark": CONFIG, "dspark, whole vocabulary": whole, "dflash": dflash()}
             drafters = {name: _of_target(config, target) for name, config in shapes.items()}
+            drafters |= interchange_eagle.of_target(target)
         found = [_compare(name, each, target, Path(scratch) / "out") for name, each in drafters.items()]
     return 0 if all(found) else 1
 
@@ -60,17 +61,15 @@ def _of_target(config: HiddenConfig, target: models.LocalModel) -> HiddenDrafter
 
 
 @torch.no_grad()
-def _compare(name: str, drafter: HiddenDrafter, target: models.LocalModel, folder: Path) -> bool:
+def _compare(name: str, drafter: HiddenDrafter | EagleDrafter, target: models.LocalModel, folder: Path) -> bool:
+    if isinstance(drafter, EagleDrafter):
+        return interchange_eagle.compare(name, drafter, target, folder)
     exchange.export(drafter, folder, form=exchange.SPECULATORS, verifier=str(target.folder), dtype=torch.float32)
     sample, blocks = _input(drafter.config)
     ours = _ours(drafter, blocks)
     theirs = _theirs(drafter.config, folder, sample, len(blocks.places))
-    agree = True
-    for what, mine in ours.items():
-        scale, off = float(mine.abs().max()), float((mine - theirs[what]).abs().max())
-        agree = agree and off <= TOLERANCE * scale
-        print(f"{name}: {what} {list(mine.shape)}, largest {scale:.3f}, largest difference {off:.2e}")
-    return agree
+    agreed = [agree(name, what, mine, theirs[what]) for what, mine in ours.items()]
+    return all(agreed)
 
 
 def _input(config: HiddenConfig) -> tuple[Sample, Blocks]:
@@ -107,7 +106,7 @@ def _ours(drafter: HiddenDrafter, blocks: Blocks) -> dict[str, Tensor]:
 
 
 def _theirs(config: HiddenConfig, folder: Path, sample: Sample, anchors: int) -> dict[str, Tensor]:
-    model = _speculators(config, folder)
+    model = speculators_model(folder)
     states = _input(config)[1].states
     ids = torch.from_numpy(sample.input_ids.astype(np.int64))
     hidden, logits, _, _, indices = model._backbone_forward(  # noqa: SLF001  # what its forward pass runs first
@@ -126,18 +125,6 @@ def _theirs(config: HiddenConfig, folder: Path, sample: Sample, anchors: int) ->
     bias = model.markov_head.block_bias(prev_token_ids=before, hidden_states=hidden, prev_emb=rows)
     confidence = model.confidence_head(torch.cat((hidden, rows), dim=-1))
     return {"logits": (logits + bias).flatten(0, 1), "confidence": confidence.flatten()}
-
-
-def _speculators(config: HiddenConfig, folder: Path) -> Any:
-    """Its own model of that folder, attending without compiled kernels."""
-    try:
-        package = importlib.import_module("speculators.model")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{error}: run this with a Python that has speculators (make interchange)")
-    kinds = importlib.import_module("speculators.config")
-    own = kinds.SpeculatorModelConfig.from_pretrained(str(folder))
-    own.transformer_layer_config._attn_implementation = "eager"  # noqa: SLF001  # its own way to choose
-    return package.SpeculatorModel.from_pretrained(str(folder), config=own).eval().float()
 
 
 if __name__ == "__main__":

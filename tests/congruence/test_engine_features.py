@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,10 +31,13 @@ def projector(name: str, layers: tuple[int, ...], *, hidden: int = 48, width: in
 
 
 ONE, TWO = projector("one", (0,)), projector("two", (-1, 1))
+BARE = dataclasses.replace(TWO, fingerprint="bare", norm=None)  # as EAGLE-3's, of which some norm what they read
+WHOLE = dataclasses.replace(BARE, fingerprint="whole", input_norms=(torch.linspace(0.5, 1.5, 96),))
+PARTS = dataclasses.replace(BARE, fingerprint="parts", input_norms=WHOLE.input_norms[0].chunk(2))
 
 
 def engine_of(dtype: torch.dtype, how: dict[str, Any]) -> TorchEngine:
-    return tiny_engine(configs()["llama"], dtype, projectors=(ONE, TWO), **how)
+    return tiny_engine(configs()["llama"], dtype, projectors=(ONE, TWO, BARE, WHOLE, PARTS), **how)
 
 
 def features(engine: TorchEngine, session: str, projected: Projector, start: int, end: int) -> Tensor:
@@ -44,8 +48,16 @@ def features(engine: TorchEngine, session: str, projected: Projector, start: int
 
 def expected(hidden: Hidden, projected: Projector, columns: list[int]) -> Tensor:
     states = torch.cat([hidden.layers[:, 48 * c : 48 * (c + 1)].float() for c in columns], 1)
+    if projected.input_norms:
+        parts = states.chunk(len(projected.input_norms), 1)
+        pairs = zip(parts, projected.input_norms, strict=True)
+        states = torch.cat([normed(part, norm, projected.eps) for part, norm in pairs], 1)
     rows = states @ projected.weight.to(hidden.layers.dtype).float().T
-    return rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + projected.eps) * projected.norm
+    return rows if projected.norm is None else normed(rows, projected.norm, projected.eps)
+
+
+def normed(rows: Tensor, norm: Tensor, eps: float) -> Tensor:
+    return rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + eps) * norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,7 +67,8 @@ def test_they_are_the_projected_hidden_states_of_their_positions(how: dict[str, 
     assert engine.reserve("a", 70)
     [hidden] = hidden_of(engine, asking(piece("a", 0, TOKENS), wanted=Wanted((-1, 0, 1))))
     close: dict[str, Any] = {"rtol": 3e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    for projected, columns in ((ONE, [1]), (TWO, [0, 2])):
+    for projected in (ONE, TWO, BARE, WHOLE, PARTS):
+        columns = [1] if projected is ONE else [0, 2]
         kept = features(engine, "a", projected, 0, 70)
         torch.testing.assert_close(kept.float(), expected(hidden, projected, columns), **close)
         assert torch.equal(features(engine, "a", projected, 11, 40), kept[11:40])

@@ -18,7 +18,7 @@ from paceline.target.feeder import Connect, insecure
 from paceline_client import AsyncClient, Speculation
 
 from tests.congruence.small_cluster import small_cluster
-from tests.unit.hidden_folder import DEMO, demo_drafter
+from tests.unit.hidden_folder import DEMO, demo_drafter, demo_eagle
 
 pytestmark = pytest.mark.model
 
@@ -32,12 +32,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo_drafter(tmp_path_factory.mktemp("drafters") / "tiny-dspark")
 
 
-def configs(folder: Path, *, projector: bool = True) -> tuple[TargetConfig, DraftConfig]:
+@pytest.fixture(scope="module")
+def eagle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_eagle(tmp_path_factory.mktemp("drafters") / "tiny-eagle3")
+
+
+def configs(folder: Path, *, projector: bool = True, name: str = "dspark") -> tuple[TargetConfig, DraftConfig]:
     projectors = (str(folder),) if projector else ()
     target = TargetConfig(engine=EngineConfig(model=DEMO, kv_tokens=4096), projectors=projectors, step_tokens=32)
     hidden = HiddenConfig(checkpoint=str(folder), context_tokens=1024)
-    drafters = ("ngram", "dspark", "auto")
-    return target, DraftConfig(engine=None, drafters=drafters, default_drafter="dspark", hidden=hidden)
+    drafters = ("ngram", name, "auto")
+    return target, DraftConfig(engine=None, drafters=drafters, default_drafter=name, hidden=hidden)
 
 
 async def answers(client: AsyncClient, **options: Any) -> list[Any]:
@@ -79,6 +84,15 @@ async def test_the_text_is_plain_decodings_and_drafts_are_made(folder: Path, tem
             client, temperature=temperature, verification_mode="rejection", speculation=drafting()
         )
         assert all(each.speculation.drafted_tokens > TOKENS and len(each.token_ids) == TOKENS for each in rejection)
+
+
+async def test_eagle3_drafts_and_changes_no_token(eagle: Path) -> None:
+    async with small_cluster(*configs(eagle, name="eagle3")) as (_, client):
+        for temperature in (0.0, 1.0):
+            plain = await answers(client, temperature=temperature, speculation=OFF)
+            drafted = await answers(client, temperature=temperature, speculation=drafting("eagle3"))
+            assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
+            assert all(each.speculation.drafted_tokens > TOKENS for each in drafted)
 
 
 @pytest.mark.parametrize("connect", [unreachable, fleeting])

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from paceline.drafters.hidden import checkpoint
 from paceline.drafters.hidden.config import HiddenConfig
+from paceline.drafters.hidden.eagle.config import EagleConfig
+from paceline.drafters.hidden.eagle.network import EagleDrafter
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.drafters.hidden.target_weights import TargetWeights
 from paceline.drafters.hidden.vocabulary import DraftVocabulary
@@ -45,4 +47,31 @@ def demo_drafter(folder: Path, *, layers: tuple[int, ...] = (-1, 1), name: str =
     torch.manual_seed(5)
     vocabulary = DraftVocabulary(torch.arange(0, 6 * (vocab // 6), 6), vocab)
     checkpoint.save(folder, HiddenDrafter(config, vocabulary, embedding, weights.head().float()))
+    return folder
+
+
+def demo_eagle(folder: Path, *, layers: tuple[int, ...] = (-1, 0, 1), name: str = DEMO) -> Path:
+    """The same, of EAGLE-3."""
+    target = models.resolve(name)
+    weights = TargetWeights(target.folder)
+    embedding = weights.embedding().float()
+    vocab, hidden = embedding.shape
+    config = EagleConfig(
+        hidden_size=hidden,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        vocab_size=vocab,
+        draft_vocab_size=vocab // 6,
+        target_layer_ids=layers,
+        fc_norm=True,
+        target_model=name,
+        target_fingerprint=numerics.fingerprint(target.folder, target.layers),
+    )
+    torch.manual_seed(5)
+    vocabulary = DraftVocabulary(torch.arange(0, 6 * (vocab // 6), 6), vocab)
+    checkpoint.save(folder, EagleDrafter(config, vocabulary, embedding))
     return folder

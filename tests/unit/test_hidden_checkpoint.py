@@ -15,6 +15,7 @@ from paceline.engine.models import LocalModel
 from paceline.engine.numerics import fingerprint
 from paceline.speculation.errors import InvalidRequest, Unsupported
 
+from tests.unit.eagle_kit import small_eagle
 from tests.unit.hidden_kit import CONFIG, HIDDEN, VOCAB, dflash, small_drafter, write_target
 
 
@@ -65,6 +66,7 @@ def test_a_projector_is_the_same_read_alone(tmp_path: Path) -> None:
     assert whole["fc.weight"].dtype == torch.float32
     projector = read_projector(folder)
     assert torch.equal(projector.weight, whole["fc.weight"])
+    assert projector.norm is not None
     assert torch.equal(projector.norm, whole["hidden_norm.weight"])
     assert projector.target == "of the target"
 
@@ -100,8 +102,14 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, target: LocalMo
 def test_a_folder_that_is_no_drafter_is_refused(tmp_path: Path, target: LocalModel) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.json"):
         checkpoint.load(tmp_path, target)
-    (tmp_path / "config.json").write_text(json.dumps({"speculators_model_type": "eagle3"}))
+    (tmp_path / "config.json").write_text(json.dumps({"speculators_model_type": "medusa"}))
     with pytest.raises(Unsupported, match="speculators_model_type"):
+        checkpoint.load(tmp_path, target)
+
+
+def test_an_eagle3_drafter_is_refused_where_only_the_others_do(tmp_path: Path, target: LocalModel) -> None:
+    checkpoint.save(tmp_path, small_eagle())
+    with pytest.raises(Unsupported, match="only dspark and dflash"):
         checkpoint.load(tmp_path, target)
 
 

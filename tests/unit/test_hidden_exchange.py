@@ -88,18 +88,6 @@ def test_what_deepspec_cannot_hold_is_refused(
     assert refused.value.field == field
 
 
-EAGLE: list[dict[str, Any]] = [
-    {"speculators_model_type": "eagle3", "draft_vocab_size": 32000, "transformer_layer_config": {"hidden_size": 4096}},
-    {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 32000, "hidden_size": 4096},
-]
-
-
-@pytest.mark.parametrize("data", EAGLE)
-def test_eagle_is_recognised_and_refused_by_name(data: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match="EAGLE-3, hidden size 4096, draft vocabulary 32000"):
-        exchange.config_of(data)
-
-
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -153,7 +153,7 @@ def _hidden(name: str, config: DraftConfig, progress: Progress) -> Offered:
     dtype = torch.float32 if given.dtype == "float32" else torch.bfloat16
     loaded = load_drafter(folder, models.resolve(target, progress), tokens=given.context_tokens, dtype=dtype)
     drafter = loaded.drafter
-    progress(f"drafter {name}: {folder} for {target}, blocks of {found.block_size}, {loaded.kernels} kernels")
+    progress(f"drafter {name}: {folder} for {target}, up to {found.draft_tokens} tokens, {loaded.kernels} kernels")
     model = common.ModelDescription(
         model_id=drafter.model_id,
         vocab_size=found.vocab_size,
@@ -168,5 +168,6 @@ _MAKERS: dict[str, Callable[[DraftConfig, Progress], Offered]] = {
     "model": _model,
     "dspark": partial(_hidden, "dspark"),
     "dflash": partial(_hidden, "dflash"),
+    "eagle3": partial(_hidden, "eagle3"),
 }
 _NAMES = (*_MAKERS, AUTO)

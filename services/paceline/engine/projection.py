@@ -19,14 +19,15 @@ from paceline.engine.native import Kernels
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """A matrix and an RMSNorm over its output, of a drafter's checkpoint."""
+    """A matrix, with RMSNorms over its output or its inputs, of a drafter's checkpoint."""
 
     fingerprint: str  # of all that fixes what features mean; equal ones are interchangeable
     layers: tuple[int, ...]  # of the target, ascending; counted as in ``taps``
     weight: Tensor  # [width, len(layers) * hidden_size]
-    norm: Tensor  # [width]
+    norm: Tensor | None  # [width], of the output
     eps: float
     target: str = ""  # fingerprint of the one it was trained for; empty does not say
+    input_norms: tuple[Tensor, ...] = ()  # of as many equal parts of the inputs, in turn
 
     @property
     def width(self) -> int:
@@ -41,10 +42,16 @@ class Projection:
         """Args: make: the engine's products; like: of the engine's dtype and device."""
         self.projector = projector
         self._linear: Linear = make(projector.weight.to(like), None)  # type: ignore[assignment]
-        self._norm = _norm(projector.norm.to(like), projector.eps, kernels)
+        eps, norm = projector.eps, projector.norm
+        self._norm = (lambda rows: rows) if norm is None else _norm(norm.to(like), eps, kernels)
+        self._input_norms = [_norm(each.to(like), eps, kernels) for each in projector.input_norms]
 
     def __call__(self, states: Tensor) -> Tensor:
         """[N, len(layers) * hidden_size], as many rows as the engine's products take → [N, width]."""
+        if self._input_norms:
+            parts = states.chunk(len(self._input_norms), dim=1)
+            pairs = zip(self._input_norms, parts, strict=True)
+            states = torch.cat([norm(part.contiguous()) for norm, part in pairs], dim=1)
         return self._norm(self._linear(states))
 
 

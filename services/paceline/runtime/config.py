@@ -104,7 +104,7 @@ class TargetConfig(Worker):
 
 
 class HiddenConfig(Closed):
-    """A hidden-state drafter: `dspark` or `dflash`, whichever its folder says."""
+    """A hidden-state drafter: `dspark`, `dflash` or `eagle3`, whichever its folder says."""
 
     checkpoint: str = ""
     """Its folder, with config.json and model.safetensors."""
@@ -128,7 +128,7 @@ class DraftConfig(Worker):
     default_drafter: str = "ngram"
     """The drafter of sessions that name none."""
     hidden: HiddenConfig = HiddenConfig()
-    """What the drafters `dspark` and `dflash` need."""
+    """What the drafters `dspark`, `dflash` and `eagle3` need."""
     max_draft_tokens: int = Field(32, ge=1, le=64)
     """K at most."""
     ngram_min: int = Field(2, ge=1)

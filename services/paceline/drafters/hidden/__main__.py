@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     target = models.resolve(options.model, _say)
-    drafter = checkpoint.load(options.drafter, target, dtype=torch.float32)
+    drafter = exchange.loaded(options.drafter, target)
     verifier = options.verifier or str(target.folder)
     exchange.export(drafter, options.out, form=options.format, verifier=verifier, dtype=_DTYPES[options.dtype])
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a drafter as vLLM's speculators or DeepSpec reads it")
     export.add_argument("--format", choices=exchange.FORMATS, default=exchange.SPECULATORS)
     export.add_argument("--verifier", default="", help="the target's name for the reader (default: its folder)")
-    own = commands.add_parser("import", help="make a drafter of a speculators or DeepSpec folder")
+    own = commands.add_parser("import", help="make a drafter of a speculators, DeepSpec or EAGLE-3 folder")
     own.add_argument("--int8", action="store_true", help="store large matrices in 8 bits")
     for each in (export, own):
         each.add_argument("drafter", type=Path, help="its folder")

@@ -18,7 +18,7 @@ _SPARE = 256  # positions a cache grows by at least
 class ContextCache:
     """Keys and values of one session's context, all layers; positions 0 .. len - 1 in order.
 
-    Only committed positions are ever appended, so a rejected draft takes nothing back and nothing is computed twice.
+    Committed positions are appended once and stay. Drafts that want keys of their own are cut off again.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,11 @@ class ContextCache:
         store[0, :, self._length : self._length + count] = keys
         store[1, :, self._length : self._length + count] = values
         self._length += count
+
+    def cut(self, length: int) -> None:
+        """Give up positions from ``length`` on."""
+        assert length <= self._length, (length, self._length)
+        self._length = length
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, [len, kv heads, d] each. At least one position must be there."""

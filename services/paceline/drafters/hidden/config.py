@@ -6,6 +6,7 @@ for what it has no name for; ``speculators`` keeps fields it does not know. Impo
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ DFLASH = "dflash"
 FORMAT = 1  # of the ``paceline`` block
 
 _ARCHITECTURES = {DSPARK: "DSparkSpeculator", DFLASH: "DFlashSpeculator"}
-_SPECULATORS_VERSION = "0.9.0"  # whose names these are
+SPECULATORS_VERSION = "0.9.0"  # whose names these are
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,10 @@ class HiddenConfig:
         return {
             "architectures": [_ARCHITECTURES[self.drafter]],
             "speculators_model_type": self.drafter,
-            "speculators_version": _SPECULATORS_VERSION,
-            "speculators_config": self._speculators_config(),
+            "speculators_version": SPECULATORS_VERSION,
+            "speculators_config": speculators_block(
+                self.drafter, self.draft_tokens, self.target_model, self.target_architecture
+            ),
             "transformer_layer_config": self._layer_config(),
             "draft_vocab_size": self.draft_vocab_size,
             "block_size": self.block_size,
@@ -124,17 +127,6 @@ class HiddenConfig:
             "markov_head_type": "vanilla",
             "enable_confidence_head": self.enable_confidence_head,
             "confidence_head_with_markov": self.confidence_head_with_markov,
-        }
-
-    def _speculators_config(self) -> dict[str, Any]:
-        return {
-            "algorithm": self.drafter,
-            "default_proposal_method": "greedy",
-            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": self.draft_tokens}],
-            "verifier": {
-                "name_or_path": self.target_model or None,
-                "architectures": [self.target_architecture] if self.target_architecture else [],
-            },
         }
 
     def _layer_config(self) -> dict[str, Any]:
@@ -168,29 +160,27 @@ class HiddenConfig:
         if kind not in _ARCHITECTURES:
             hint = "train or import a dspark or dflash drafter"
             raise Unsupported("speculators_model_type", got=kind, hint=hint)
-        layer = _need(data, "transformer_layer_config")
+        layer = need(data, "transformer_layer_config")
         _refuse_variants(data, layer)
-        own = data.get("paceline") or {}
-        if own.get("format", FORMAT) != FORMAT:
-            raise InvalidRequest("paceline.format", expected=str(FORMAT), got=own["format"], hint="update Paceline")
+        own = check_format(data)
         verifier = (data.get("speculators_config") or {}).get("verifier") or {}
         dspark = kind == DSPARK
-        heads = int(_need(layer, "num_attention_heads"))
+        heads = int(need(layer, "num_attention_heads"))
         return cls(
             drafter=kind,
-            hidden_size=int(_need(layer, "hidden_size")),
-            intermediate_size=int(_need(layer, "intermediate_size")),
-            num_hidden_layers=int(_need(layer, "num_hidden_layers")),
+            hidden_size=int(need(layer, "hidden_size")),
+            intermediate_size=int(need(layer, "intermediate_size")),
+            num_hidden_layers=int(need(layer, "num_hidden_layers")),
             num_attention_heads=heads,
             num_key_value_heads=int(layer.get("num_key_value_heads") or heads),
-            head_dim=int(layer.get("head_dim") or _need(layer, "hidden_size") // heads),
+            head_dim=int(layer.get("head_dim") or need(layer, "hidden_size") // heads),
             rms_norm_eps=float(layer.get("rms_norm_eps", 1e-6)),
             rope_theta=rope_theta(layer),
-            vocab_size=int(_need(layer, "vocab_size")),
-            draft_vocab_size=int(_need(data, "draft_vocab_size")),
-            block_size=int(_need(data, "block_size")),
-            target_layer_ids=tuple(int(layer_id) - 1 for layer_id in _need(data, "aux_hidden_state_layer_ids")),
-            mask_token_id=int(_need(data, "mask_token_id")),
+            vocab_size=int(need(layer, "vocab_size")),
+            draft_vocab_size=int(need(data, "draft_vocab_size")),
+            block_size=int(need(data, "block_size")),
+            target_layer_ids=tuple(int(layer_id) - 1 for layer_id in need(data, "aux_hidden_state_layer_ids")),
+            mask_token_id=int(need(data, "mask_token_id")),
             markov_rank=int(data.get("markov_rank", 256)) if dspark else 0,
             enable_confidence_head=bool(data.get("enable_confidence_head", True)) if dspark else False,
             confidence_head_with_markov=bool(data.get("confidence_head_with_markov", True)) if dspark else False,
@@ -200,6 +190,24 @@ class HiddenConfig:
             target_architecture=next(iter(verifier.get("architectures") or []), ""),
             target_fingerprint=own.get("target_fingerprint", ""),
         )
+
+
+def speculators_block(algorithm: str, tokens: int, target: str, architecture: str) -> dict[str, Any]:
+    """What ``speculators_config`` says: how many tokens a drafter drafts, and for whom."""
+    return {
+        "algorithm": algorithm,
+        "default_proposal_method": "greedy",
+        "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": tokens}],
+        "verifier": {"name_or_path": target or None, "architectures": [architecture] if architecture else []},
+    }
+
+
+def check_format(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ``paceline`` block. Raises InvalidRequest for a format there is not (yet)."""
+    own: Mapping[str, Any] = data.get("paceline") or {}
+    if own.get("format", FORMAT) != FORMAT:
+        raise InvalidRequest("paceline.format", expected=str(FORMAT), got=own["format"], hint="update Paceline")
+    return own
 
 
 def check_layer_ids(layer_ids: tuple[int, ...]) -> None:
@@ -223,17 +231,42 @@ def default_layer_ids(target_layers: int, count: int = 5) -> tuple[int, ...]:
     return tuple(sorted(spread))
 
 
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3.1's scaling of the rotary embedding; transformers calls it ``llama3``."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
 def rope_theta(layer: Mapping[str, Any]) -> float:
     """The rotary base of a layer config, as transformers writes it now (nested) or did before.
 
     Raises Unsupported for scaled rotary embeddings.
     """
+    return _theta(layer, ("default",))[0]
+
+
+def rope(layer: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """``rope_theta``, and the scaling. Raises Unsupported for another scaling than Llama 3.1's."""
+    theta, given = _theta(layer, ("default", "llama3"))
+    if given.get("rope_type", "default") == "default":
+        return theta, None
+    names = [field.name for field in dataclasses.fields(RopeScaling)]
+    return theta, RopeScaling(**{name: need(given, name) for name in names})
+
+
+def _theta(layer: Mapping[str, Any], served: tuple[str, ...]) -> tuple[float, Mapping[str, Any]]:
+    """The rotary base, and what is said of its scaling."""
     nested = layer.get("rope_parameters") or {}
-    scaling = layer.get("rope_scaling") or {}
-    kind = nested.get("rope_type") or scaling.get("rope_type") or "default"
-    if kind != "default" or nested.get("partial_rotary_factor", 1.0) != 1.0:
-        raise Unsupported("transformer_layer_config.rope_parameters", got=kind, hint="use the default rotary embedding")
-    return float(nested.get("rope_theta") or layer.get("rope_theta") or 10000.0)
+    given = nested if "rope_type" in nested else layer.get("rope_scaling") or {}
+    kind = given.get("rope_type") or "default"
+    if kind not in served or nested.get("partial_rotary_factor", 1.0) != 1.0:
+        field = "transformer_layer_config.rope_parameters"
+        raise Unsupported(field, got=kind, hint="use the default rotary embedding")
+    return float(nested.get("rope_theta") or layer.get("rope_theta") or 10000.0), given
 
 
 def _refuse_variants(data: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
@@ -253,7 +286,8 @@ def _refuse_variants(data: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
         raise Unsupported("target_hidden_size", got=target_hidden, hint="drafter and target share their hidden size")
 
 
-def _need(data: Mapping[str, Any], field: str) -> Any:
+def need(data: Mapping[str, Any], field: str) -> Any:
+    """A field's value. Raises InvalidRequest if there is none."""
     if data.get(field) is None:
         raise InvalidRequest(field, expected="a value in config.json", got=None)
     return data[field]

@@ -1,7 +1,7 @@
-"""The drafter on the target's hidden states, as it is served: ``dspark`` and ``dflash``.
+"""The drafter on the target's hidden states, as it is served: ``dspark``, ``dflash`` and ``eagle3``.
 
 A session's context grows by the features its target sends, each turned into keys and values once; a rejected draft
-takes nothing back, for drafts never enter it. One pass drafts the blocks of all sessions asked about. An ask whose
+takes nothing back, for drafts never stay in it. One pass drafts for all sessions asked about. An ask whose
 context is not all there (its features are late, lost, or had to be forgotten) is answered empty.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paceline.drafters.hidden.backend import Backend, BlockAsk, Piece
+from paceline.drafters.hidden.eagle.network import EagleDrafter
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.drafters.hidden.speaking import Run, Speaker, empty
 from paceline.drafters.interface import FEATURE_BYTES, Ask, DraftSession, Features
@@ -46,7 +47,7 @@ class _State:
 class Served:
     """A network ready to draft, and what goes with it."""
 
-    network: HiddenDrafter
+    network: HiddenDrafter | EagleDrafter
     backend: Backend
     projector: str  # its fingerprint
     model_id: str  # what drafts are attributed to
@@ -73,7 +74,7 @@ class ContextDrafter:
         self.feature_width = config.hidden_size
         self._size, self._most = config.block_size, config.draft_tokens
         self._backend, self._shaping, self._clock = served.backend, shaping, clock
-        self._speaker = Speaker(served.backend, served.network.target_ids, config.vocab_size, served.fast)
+        self._speaker = Speaker(served.network.target_ids, config.vocab_size, served.fast)
         self._states: OrderedDict[str, _State] = OrderedDict()  # least recently asked about first
         self._forgotten: set[str] = set()
         self._pace = Pace(self._measured(), MAX_BLOCKS)
@@ -135,14 +136,15 @@ class ContextDrafter:
         return [run.proposal(self.name, self.model_id, next(told)) if run else none for run in runs]
 
     def _pass(self, runs: Sequence[Run]) -> list[tuple[float, ...]]:
-        asks = [BlockAsk(run.session.session_id, run.previous, run.base_len - 1) for run in runs]
-        return self._speaker.speak(self._backend.block(asks), runs)
+        asks = [BlockAsk(run.session.session_id, run.previous, run.base_len - 1, run.session.tokens) for run in runs]
+        return self._speaker.speak(self._backend.begin(asks), runs)
 
     def _begin(self, ask: Ask, busy: Collection[str]) -> Run | None:
         """None if the context is not that of the ask, or there is no room for a block after it."""
         state = self._states[ask.session_id]
         session = state.session
-        if state.length != ask.base_len - 1 or not self._fit(state, state.length + self._size, busy):
+        complete = state.length == ask.base_len - 1 and state.length >= self._backend.least
+        if not complete or not self._fit(state, state.length + self._size, busy):
             return None
         state.shaping = self._shaping.at(session, state.shaping, ask.base_len)
         count = min(ask.max_tokens, self._most)
@@ -161,9 +163,15 @@ class ContextDrafter:
     def _append(self, features: Sequence[Features]) -> None:
         if not features:
             return
-        self._backend.append([Piece(each.session_id, each.start, self._rows(each)) for each in features])
-        for each in features:
-            self._states[each.session_id].length += each.count
+        states = [self._states[each.session_id] for each in features]
+        self._backend.append(
+            [
+                Piece(each.session_id, each.start, self._rows(each), state.session.tokens)
+                for each, state in zip(features, states, strict=True)
+            ]
+        )
+        for each, state in zip(features, states, strict=True):
+            state.length += each.count
 
     def _rows(self, features: Features) -> Tensor:
         assert len(features.data) == features.count * self.feature_width * FEATURE_BYTES[features.dtype], features.start
@@ -196,10 +204,10 @@ class ContextDrafter:
         features = torch.zeros(1, self.feature_width, dtype=self._backend.dtype)
         ids = [each for each in ids if self._backend.reserve(each, 1 + self._size)]
         for each in ids:
-            self._backend.append([Piece(each, 0, features)])
+            self._backend.append([Piece(each, 0, features, (0,))])
         curve = []
         for blocks in _WARM_BLOCKS:
-            asks = [BlockAsk(each, 0, 1) for each in ids[:blocks]]
+            asks = [BlockAsk(each, 0, 1, (0, 0)) for each in ids[:blocks]]
             if len(asks) == blocks:
                 curve.append((blocks, min(self._timed(asks) for _ in range(3))))
         for each in ids:
@@ -208,8 +216,8 @@ class ContextDrafter:
 
     def _timed(self, asks: Sequence[BlockAsk]) -> float:
         started = self._clock()
-        base = self._backend.base(self._backend.block(asks))
-        previous = torch.zeros(len(asks), dtype=torch.long)
-        for step in range(len(base)):
-            self._backend.biased(base[step], previous).argmax(-1)
+        drafting = self._backend.begin(asks)
+        previous, active = torch.zeros(len(asks), dtype=torch.long), range(len(asks))
+        for step in range(drafting.steps):
+            drafting.logits(step, previous, active).argmax(-1)
         return self._clock() - started

@@ -2,8 +2,7 @@
 
 Ours has the names of ``speculators`` but leaves out what is the target's; there the head's rows of a reduced
 vocabulary are part of the checkpoint. DeepSpec's is a flat Qwen3 config over the same tensor names; it has the whole
-vocabulary, embedding and head included. EAGLE-3 checkpoints are recognised, and refused by name: nothing here runs
-them.
+vocabulary, embedding and head included. EAGLE-3's are read by ``eagle.foreign``.
 """
 
 from __future__ import annotations
@@ -19,6 +18,11 @@ from torch import Tensor
 
 from paceline.drafters.hidden import checkpoint
 from paceline.drafters.hidden.config import DFLASH, DSPARK, HiddenConfig, rope_theta
+from paceline.drafters.hidden.eagle import foreign
+from paceline.drafters.hidden.eagle.checkpoint import EMBEDDING
+from paceline.drafters.hidden.eagle.checkpoint import load as load_eagle
+from paceline.drafters.hidden.eagle.config import EagleConfig
+from paceline.drafters.hidden.eagle.network import EagleDrafter
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.drafters.hidden.target_weights import TargetWeights
 from paceline.engine.models import LocalModel
@@ -31,27 +35,33 @@ FORMATS = (SPECULATORS, DEEPSPEC)
 
 _DEEPSPEC = "Qwen3DSparkModel"  # DFlash as well: without its heads
 _OF_TARGET = ("embed_tokens.weight", "lm_head.weight", "verifier_lm_head.weight", "verifier_norm.weight")
-_EAGLE = "eagle"
 
 
-def export(drafter: HiddenDrafter, folder: Path, *, form: str, verifier: str, dtype: torch.dtype) -> None:
+def export(
+    drafter: HiddenDrafter | EagleDrafter, folder: Path, *, form: str, verifier: str, dtype: torch.dtype
+) -> None:
     """Write a drafter as others read it.
 
     Args:
         form: speculators or deepspec.
         verifier: what the reader shall call the target: a Hugging Face id, or a folder it can see.
 
-    Raises InvalidRequest for a form there is not, Unsupported for a reduced vocabulary in DeepSpec's.
+    Raises InvalidRequest for a form there is not, Unsupported for what DeepSpec's cannot hold.
     """
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in drafter.state_dict().items()}
     config = dataclasses.replace(drafter.config, target_model=verifier)
     if form == SPECULATORS:
+        if isinstance(drafter, EagleDrafter):  # where speculators takes an embedding for the drafter's own
+            tensors[EMBEDDING] = drafter.embed_tokens.weight.to(dtype).contiguous()
         if config.draft_vocab_size != config.vocab_size:
             tensors["d2t"] = drafter.vocabulary.offsets()
             tensors["t2d"] = drafter.vocabulary.membership()
-            tensors["lm_head.weight"] = drafter.lm_head.to(dtype).contiguous()
+            if isinstance(drafter, HiddenDrafter):  # whose head is the target's
+                tensors["lm_head.weight"] = drafter.lm_head.to(dtype).contiguous()
         checkpoint.write(folder, config.to_json(), tensors)
     elif form == DEEPSPEC:
+        if not isinstance(drafter, HiddenDrafter) or not isinstance(config, HiddenConfig):
+            raise Unsupported("format", got=form, hint=f"{config.drafter} drafters are exported as {SPECULATORS}")
         if config.draft_vocab_size != config.vocab_size:
             hint = f"DeepSpec's folders have the whole vocabulary: train with --draft-vocab {config.vocab_size}"
             raise Unsupported("draft_vocab_size", got=config.draft_vocab_size, hint=hint)
@@ -64,7 +74,14 @@ def export(drafter: HiddenDrafter, folder: Path, *, form: str, verifier: str, dt
         raise InvalidRequest("format", expected=" or ".join(FORMATS), got=form)
 
 
-def imported(folder: Path, target: LocalModel) -> HiddenDrafter:
+def loaded(folder: Path, target: LocalModel) -> HiddenDrafter | EagleDrafter:
+    """A drafter out of a folder of ours, in float32. Raises InvalidRequest as ``checkpoint.load`` does."""
+    if isinstance(checkpoint.read_config(folder), EagleConfig):
+        return load_eagle(folder, target, dtype=torch.float32)
+    return checkpoint.load(folder, target, dtype=torch.float32)
+
+
+def imported(folder: Path, target: LocalModel) -> HiddenDrafter | EagleDrafter:
     """A drafter out of another's folder, for this target, in float32.
 
     Raises InvalidRequest for a folder that is no drafter or does not fit the target, Unsupported for one that cannot be
@@ -73,7 +90,10 @@ def imported(folder: Path, target: LocalModel) -> HiddenDrafter:
     path = folder / checkpoint.CONFIG
     if not path.is_file():
         raise InvalidRequest("drafter", expected=f"a folder with {checkpoint.CONFIG}", got=str(folder))
-    config = config_of(json.loads(path.read_text()))
+    data = json.loads(path.read_text())
+    if foreign.recognised(data):
+        return foreign.imported(folder, data, target)
+    config = config_of(data)
     weights = TargetWeights(target.folder)
     embedding, head = weights.embedding(), weights.head()
     if embedding.shape != (config.vocab_size, config.hidden_size):
@@ -94,16 +114,13 @@ def imported(folder: Path, target: LocalModel) -> HiddenDrafter:
 
 
 def config_of(data: Mapping[str, Any]) -> HiddenConfig:
-    """What a ``config.json`` of ours, of ``speculators`` or of DeepSpec says.
+    """What a ``config.json`` of ours, of ``speculators`` or of DeepSpec says of a dspark or dflash drafter.
 
-    Raises Unsupported for another architecture: EAGLE-3 with what it is, DeepSpec's drafters of other models.
+    Raises Unsupported for another architecture.
     """
-    kinds = [str(data.get("speculators_model_type", "")), *(str(each) for each in data.get("architectures") or [])]
-    if any(_EAGLE in kind.lower() for kind in kinds):
-        raise Unsupported("drafter", got=_eagle_summary(data), hint="EAGLE-3 drafters can be read but not served")
     if "speculators_model_type" in data:
         return HiddenConfig.from_json(data)
-    if _DEEPSPEC not in kinds:
+    if _DEEPSPEC not in (data.get("architectures") or ()):
         raise Unsupported("architectures", got=data.get("architectures"), hint=f"only {_DEEPSPEC} is served")
     return _from_deepspec(data)
 
@@ -155,16 +172,6 @@ def _deepspec_json(config: HiddenConfig, dtype: str) -> dict[str, Any]:
         "markov_rank": config.markov_rank,
         "markov_head_type": "vanilla",
     }
-
-
-def _eagle_summary(data: Mapping[str, Any]) -> str:
-    layer = data.get("transformer_layer_config") or data
-    facts = {
-        "hidden size": layer.get("hidden_size"),
-        "layers": layer.get("num_hidden_layers"),
-        "draft vocabulary": data.get("draft_vocab_size"),
-    }
-    return "EAGLE-3, " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def _check_head(found: Tensor | None, own: Tensor) -> None:

@@ -6,13 +6,15 @@ serving and other kernels run the same arithmetic around different attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.drafters.hidden.config import HiddenConfig
+from paceline.drafters.hidden.config import HiddenConfig, RopeScaling
 
 # (layer, queries [R, heads, d], keys [R, kv heads, d], values [R, kv heads, d]) -> [R, heads, d]; rotated already
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -33,12 +35,24 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * scale).to(x.dtype)
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+def rotation(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+) -> Rotation:
     """Cosines and sines of the rotary embedding (Su et al., arXiv 2104.09864) at these positions, [N] -> [N, 1, d]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float()[:, None] * (theta**-exponents)[None, :]
+    frequencies = theta**-exponents
+    if scaling is not None:
+        frequencies = _stretched(frequencies, scaling)
+    angles = positions.float()[:, None] * frequencies[None, :]
     both = torch.cat((angles, angles), dim=-1)[:, None, :]
     return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1's frequencies: slow ones slower by a factor, fast ones as they are, those between a mixture."""
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
@@ -75,10 +89,20 @@ class DrafterAttention(nn.Module):
         return rotate(keys, by), self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
 
 
+class Widths(Protocol):
+    """Of a configuration, what a feed-forward layer needs."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def intermediate_size(self) -> int: ...
+
+
 class DrafterMLP(nn.Module):
     """Gated feed-forward layer."""
 
-    def __init__(self, config: HiddenConfig) -> None:
+    def __init__(self, config: Widths) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)

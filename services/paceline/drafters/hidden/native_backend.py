@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.drafters.hidden.backend import BlockAsk, Piece
+from paceline.drafters.hidden.backend import Block, BlockAsk, Drafting, Piece
 from paceline.drafters.hidden.layers import DrafterLayer, RMSNorm, rotation
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.engine.batch import RAGGED_PAGES
@@ -56,7 +56,7 @@ class _Rows:
 
 
 class NativeBackend:
-    """See Backend.
+    """See BlockBackend.
 
     Args:
         network: its weights are copied, but for the embedding.
@@ -89,6 +89,10 @@ class NativeBackend:
     def dtype(self) -> torch.dtype:
         return self._network.dtype
 
+    @property
+    def least(self) -> int:
+        return 0
+
     def reserve(self, session_id: str, positions: int) -> bool:
         return self._store.reserve(session_id, positions)
 
@@ -107,6 +111,9 @@ class NativeBackend:
             ctypes.addressof(self._injected), len(self._injected), step.address, features.data_ptr(),
             cos.data_ptr(), sin.data_ptr(), room.data_ptr(), len(features), config.hidden_size,
         )  # fmt: skip
+
+    def begin(self, asks: Sequence[BlockAsk]) -> Drafting:
+        return Block(self, asks)
 
     def block(self, asks: Sequence[BlockAsk]) -> Tensor:
         config, size = self._config, self._config.block_size

@@ -1,4 +1,4 @@
-"""From a block's rows to draft tokens, left to right: the Markov head wants to know each token before the next.
+"""From scores to draft tokens, left to right: each step wants to know the token before.
 
 Tokens are drawn as the target draws its own: with the request's options and the noise of the position, over the
 target's token ids. Ids outside the draft vocabulary cannot come.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from paceline.drafters.hidden.backend import Backend
+from paceline.drafters.hidden.backend import Drafting
 from paceline.drafters.interface import DraftSession
 from paceline.speculation import drawing
 from paceline.speculation.messages import Proposal, SparseDistribution
@@ -83,35 +83,23 @@ class Speaker:
         fast: see ``sampling.sample``.
     """
 
-    def __init__(self, backend: Backend, target_ids: Tensor, vocab_size: int, fast: DrawFast | None = None) -> None:
-        self._backend, self._ids, self._vocab_size, self._fast = backend, target_ids, vocab_size, fast
+    def __init__(self, target_ids: Tensor, vocab_size: int, fast: DrawFast | None = None) -> None:
+        self._ids, self._vocab_size, self._fast = target_ids, vocab_size, fast
         self._full = torch.empty(0, vocab_size)
 
-    def speak(self, rows: Tensor, runs: Sequence[Run]) -> list[tuple[float, ...]]:
-        """Fill the runs' drafts; returns the acceptance estimates of each, if there is a head for them.
-
-        Args:
-            rows: [K, S, H], of ``Backend.block``; every run wants at most K.
-        """
-        base = self._backend.base(rows)
+    def speak(self, drafting: Drafting, runs: Sequence[Run]) -> list[tuple[float, ...]]:
+        """Fill the drafts of runs, one per session, of which none wants more than K; returns the acceptance estimates
+        of each, if there is a head for them."""
         before: list[list[int]] = []  # by step, the token before
-        for step in range(rows.shape[0]):
+        for step in range(drafting.steps):
             active = [index for index, run in enumerate(runs) if run.wants]
             if not active:
                 break
             before.append([run.previous for run in runs])
-            logits = self._backend.biased(base[step], torch.tensor(before[-1]))
-            self._draw(logits if len(active) == len(runs) else logits[active], [runs[index] for index in active])
-        return self._estimates(rows, before, len(runs))
-
-    def _estimates(self, rows: Tensor, before: Sequence[Sequence[int]], count: int) -> list[tuple[float, ...]]:
-        steps = len(before)
-        found = None
-        if steps:
-            found = self._backend.confidence(rows[:steps].flatten(0, 1), torch.tensor(before).flatten())
-        if found is None:
-            return [()] * count
-        return [tuple(column) for column in found.view(steps, count).T.tolist()]
+            previous = torch.tensor([before[-1][index] for index in active])
+            self._draw(drafting.logits(step, previous, active), [runs[index] for index in active])
+        found = drafting.confidence(torch.tensor(before)) if before else None
+        return [()] * len(runs) if found is None else [tuple(column) for column in found.T.tolist()]
 
     def _draw(self, logits: Tensor, runs: Sequence[Run]) -> None:
         if all(run.plain for run in runs):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from paceline.drafters.hidden.attention import ContextCache
-from paceline.drafters.hidden.backend import BlockAsk, Piece
+from paceline.drafters.hidden.backend import Block, BlockAsk, Drafting, Piece
 from paceline.drafters.hidden.network import HiddenDrafter
 from paceline.engine.pages import BlockTable
 
 
 class TorchBackend:
-    """See Backend. The pages only count: contexts are tensors of their own.
+    """See BlockBackend. The pages only count: contexts are tensors of their own.
 
     Args:
         network: in eval mode; used as it is.
@@ -30,6 +30,10 @@ class TorchBackend:
     def dtype(self) -> torch.dtype:
         return self._network.dtype
 
+    @property
+    def least(self) -> int:
+        return 0
+
     def reserve(self, session_id: str, positions: int) -> bool:
         return self._table.reserve(session_id, positions) is not None
 
@@ -43,6 +47,9 @@ class TorchBackend:
             assert piece.start == len(cache), (piece.session_id, piece.start, len(cache))
             positions = torch.arange(piece.start, piece.start + len(piece.features))
             cache.append(*self._network.context(piece.features, positions))
+
+    def begin(self, asks: Sequence[BlockAsk]) -> Drafting:
+        return Block(self, asks)
 
     def block(self, asks: Sequence[BlockAsk]) -> Tensor:
         anchors = torch.tensor([ask.anchor for ask in asks])
