@@ -150,7 +150,7 @@ draft_results = st.builds(DraftResult, fences, proposals() | resyncs, timings)
 sent = proposals().map(lambda proposal: replace(proposal, confidence=()))
 feeds = st.builds(Feed, st.text(min_size=1), names, u64, names)
 wants = st.builds(FeatureWant, names, u64, u32, st.booleans())
-verify_tasks = st.builds(VerifyTask, fences, sent, traces, st.none() | feeds)
+verify_tasks = st.builds(VerifyTask, fences, sent, traces, st.none() | feeds, st.booleans())
 
 
 @st.composite

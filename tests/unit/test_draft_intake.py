@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paceline.draft.intake import WAIT_S, WINDOW_BYTES
+from paceline.draft.lane import FEW_ROWS
 from paceline.draft.worker import DraftWorker
 from paceline.drafters.interface import Ask, DraftSession, Features
 from paceline.speculation.digest import PrefixDigest
@@ -90,13 +91,25 @@ def test_an_offer_is_answered_with_where_to_go_on_and_features_reach_the_drafter
     assert wants(worker) == [(0, False)]
     worker.feed("line", chunk(0, 12))
     worker.feed("line", chunk(10, 9))  # of which two are known
-    assert run(worker) == []
+    assert worker.submit("r", task(1), 0.0) is None
+    assert run(worker) == [1]
     assert [(each.start, each.count, len(each.data)) for each in reader.fed] == [(0, 12, 72), (12, 7, 42)]
     told = worker.intake.reply("line")
     assert told is not None
     assert told.credit == 21 * ROW  # used up, those that were known as well
-    assert worker.submit("r", task(1), 0.0) is None
-    assert run(worker) == [1]
+
+
+def test_a_few_features_are_taken_in_with_a_question_and_many_by_themselves() -> None:
+    reader = Reader()
+    worker = DraftWorker([reader], "reader", incarnation="inc")
+    prompt = tuple(range(200))
+    worker.open(SessionOpen("s", 4, "r", prompt, len(prompt), SamplingParams(max_tokens=9)), 0.0)
+    run(worker)
+    worker.feed("line", chunk(0, FEW_ROWS - 1))
+    assert run(worker) is None
+    worker.feed("line", chunk(FEW_ROWS - 1, 1))
+    assert run(worker) == []
+    assert [(each.start, each.count) for each in reader.fed] == [(0, FEW_ROWS - 1), (FEW_ROWS - 1, 1)]
 
 
 def test_a_gap_is_told_once() -> None:

@@ -40,12 +40,15 @@ class Simulated:
     rounds: int = 0
     position: int = 0
     asked: list[int] = field(default_factory=list)  # of every round
+    rested: list[bool] = field(default_factory=list)  # whether it was said before every round that it would not ask
 
     def run(self, tokens: int) -> Simulated:
         shared = load(self.row)
         end = self.position + tokens
         while self.position < end:
+            self.rested.append(self.payoff.rests)
             k = self.payoff.choose(self.most, shared)
+            assert not (k and self.rested[-1])
             accepted = min(k, self.accepting(self.position))
             self.seconds += shared.step_s(1 + k)
             if k:
@@ -139,6 +142,15 @@ def test_a_session_that_stopped_probes_within_a_bound_and_comes_back_when_it_pay
     assert not payoff.stopped
 
 
+def test_what_drafts_gained_may_be_spent_on_text_nobody_guesses() -> None:
+    fresh = Payoff(experienced(0.6, block))
+    earned = Payoff(experienced(0.6, block))
+    Simulated(earned, lambda position: 4, block).run(60)
+    asked = [Simulated(each, lambda position: 0, block).run(40).asked for each in (fresh, earned)]
+    until_stopped = [each.index(0) for each in asked]
+    assert until_stopped[1] > 1.5 * until_stopped[0]
+
+
 def test_probes_grow_rarer_while_they_are_in_vain() -> None:
     run = Simulated(Payoff(experienced(0.6, cheap)), lambda position: 0, cheap).run(1000)
     questions = [place for place, k in enumerate(run.asked) if k]
@@ -146,6 +158,7 @@ def test_probes_grow_rarer_while_they_are_in_vain() -> None:
     late = [b - a for a, b in zip(questions[-6:], questions[-5:], strict=False)]
     assert all(gap >= LAST_PAUSE for gap in late)
     assert max(late) <= LAST_PAUSE + 1
+    assert run.rested.count(True) > 0.9 * run.asked.count(0)  # features can wait in nearly all rounds that don't ask
 
 
 @pytest.mark.parametrize("draft_s", DRAFT_TIMES)

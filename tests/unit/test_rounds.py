@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from paceline.speculation.actions import (
     Answered,
+    AskDraft,
     Phase,
 )
 from paceline.speculation.digest import PrefixDigest
@@ -21,7 +22,8 @@ from paceline.speculation.messages import (
     Verdict,
     VerifyResult,
 )
-from paceline.speculation.params import SpeculationMode
+from paceline.speculation.params import SamplingParams, SpeculationMode
+from paceline.speculation.payoff import DrafterRecord, Load, Payoff
 
 from tests.unit.rounds_kit import DEADLINE, A, B, asked, begin, commit_of, leased, make, open_on, phase, verdict
 
@@ -62,6 +64,26 @@ def test_auto_drafts_from_the_second_round_of_a_target_lease_on() -> None:
     assert begin(session) == []
     session.on_verdict(verdict(session.dispatch(0.0).task, 7), 0.1)
     assert asked(begin(session, 0.1)).max_draft_tokens == 4
+
+
+def test_features_can_wait_after_rounds_that_no_question_follows() -> None:
+    session = leased(SpeculationMode.AUTO, None, sampling=SamplingParams(max_tokens=400))
+    session.payoff = Payoff(DrafterRecord())
+    load = Load(lambda rows: 1.0 + rows)  # far too dear
+    later, questions = [], []
+    for now in range(120):
+        k = session.draft_tokens(now, default_k=4, limit=32, load=load)
+        questions.append(k > 0)
+        for action in session.begin(now, k, lambda round_id: Trace(f"round-{round_id}")):
+            assert isinstance(action, AskDraft)
+            session.on_draft(DraftResult(action.task.fence, Proposal((1,) * k)), now)
+            session.payoff.observe(asked=k, drafted=k, verified=k, accepted=0, draft_s=1.0, missed=False, load=load)
+        task = session.dispatch(now).task
+        later.append(task.features_later)
+        session.on_verdict(verdict(task, 7), now)
+    assert sum(questions) > 1
+    assert not any(waits and asks for waits, asks in zip(later, questions[1:], strict=False))
+    assert sum(later) > 90
 
 
 def test_no_more_is_drafted_than_can_still_be_committed() -> None:

@@ -76,6 +76,21 @@ def test_rows_of_a_step_go_at_once_without_those_that_were_rejected() -> None:
     assert made.of_step(step(22, 1))
 
 
+def test_features_nobody_drafts_from_wait_for_a_round_that_is_followed_by_a_question() -> None:
+    made = connected()
+    gather(made)
+    made.point("s", HOME, later=True)
+    assert made.of_step(step(20, 3)) == []
+    made.ready("s", 23)
+    assert made.due(HOME.address) is None
+    made.point("s", HOME)
+    assert made.of_step(step(23, 1)) == []  # the past goes first
+    made.ready("s", 24)
+    assert [(chunk.position, chunk.count) for chunk in gather(made)] == [(20, 4)]
+    assert made.of_step(step(24, 1)) == [Rows("s", HOME, 24, 25)]
+    made.check_integrity()
+
+
 def test_no_more_is_sent_than_there_is_credit_for() -> None:
     made = feeds()
     made.ready("s", 20)

@@ -18,7 +18,7 @@ from paceline.speculation.features import FeatureChunk, FeatureWant
 
 WINDOW_BYTES = 8 * 1024 * 1024  # of one stream, taken and not used up
 WAIT_S = 0.01  # an ask waits for its last features at most so long: they left the target before the ask did
-WAIT_ROWS = 64  # and only if no more than these are missing: others come later than that
+WAIT_ROWS = 128  # and only if no more than these are missing: others come later than that
 MAX_DOUBLINGS = 10
 
 

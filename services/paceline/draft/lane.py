@@ -11,6 +11,7 @@ from paceline.drafters.interface import Ask, Drafter, DraftSession, FeatureDraft
 from paceline.speculation.messages import DraftResult, Proposal
 
 Answer = tuple[str, DraftResult]  # router id, result
+FEW_ROWS = 64  # of features that wait for a question, to be taken in with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ class Lane:
     def __post_init__(self) -> None:
         if isinstance(self.drafter, FeatureDrafter):
             self.reader = self.drafter
+
+    @property
+    def laden(self) -> bool:
+        """Whether enough features came to be taken in by themselves.
+
+        A question follows the last few at once, or not for a long time: taken in with it, they cost the machine, which
+        may be computing the target's next step, no call of their own.
+        """
+        return sum(each.features.count for each in self.features) >= FEW_ROWS
 
     def due(self, now: float) -> tuple[list[Waiting], list[Waiting]]:
         """Takes the tasks out of the queue that came too late, and those that may be worked on now.

@@ -178,10 +178,10 @@ class DraftWorker:
         are just coming wait for them (see ``held_until``).
         """
         lane = self._lanes[drafter]
-        if lane.running is not None or not (lane.queue or lane.changes or lane.features):
+        if lane.running is not None or not (lane.queue or lane.changes or lane.laden):
             return None
         late, live = lane.due(now)
-        if not (late or live or lane.changes or lane.features):
+        if not (late or live or lane.changes or lane.laden):
             return None
         closed, opened = lane.take_changes()
         asks = tuple(waiting.ask(now) for waiting in live)

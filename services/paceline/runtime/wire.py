@@ -192,6 +192,7 @@ def to_verify_task(task: VerifyTask) -> target.VerifyTask:
         distributions=to_distributions(task.proposal.distributions),
         trace=to_trace(task.trace),
         feed=to_feed(task.feed),
+        features_later=task.features_later,
     )
 
 
@@ -199,7 +200,13 @@ def from_verify_task(message: target.VerifyTask) -> VerifyTask:
     tokens = tuple(message.draft_tokens)
     distributions = from_distributions(message.distributions, tokens)
     proposal = Proposal(tokens, message.drafter, message.proposer_model_id, distributions=distributions)
-    return VerifyTask(from_fence(message.fence), proposal, from_trace(message.trace), from_feed(message.feed))
+    return VerifyTask(
+        from_fence(message.fence),
+        proposal,
+        from_trace(message.trace),
+        from_feed(message.feed),
+        message.features_later,
+    )
 
 
 def to_finish(finish: Finish) -> common.Finish:

@@ -199,6 +199,7 @@ class VerifyTask:
     proposal: Proposal = EMPTY_PROPOSAL
     trace: Trace = NO_TRACE
     feed: Feed | None = None  # where the session's context features go, if somebody needs them
+    features_later: bool = False  # no draft is asked for after this round: until one is, they can wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from paceline.speculation.cost import DraftTimes
 from paceline.speculation.survival import Guess, Survival
 
-START, PURSE = 1.5, 2.5
-UPKEEP = 0.01
+START, PURSE = 1.25, 8.0
+UPKEEP = 0.0125
 MOST_LOST = 5.0  # tokens that one round is held to have cost at most, and a probe to cost
 FIRST_PAUSE, LAST_PAUSE = 8, 64
 MARGIN = 0.02  # tokens a round that asking must gain over not asking
@@ -74,6 +74,7 @@ class Payoff:
     def __init__(self, record: DrafterRecord) -> None:
         self.purse = START
         self.stopped = False
+        self.rests = False  # nothing will be asked for in the next round: said one ahead, and kept to
         self.record = record
         self._own = Survival(record.survival, weight=OWN_WEIGHT, memory=MEMORY)
         self._pause = FIRST_PAUSE
@@ -92,8 +93,14 @@ class Payoff:
             self.stopped, self._quiet = True, 0
         self._quiet += 1
         self._own.fade(FADING)
-        due = self._quiet >= self._pause and self.purse >= self._price(k, load)
-        return k if due else 0
+        probes = self._due(0, k, load) and not self.rests
+        self.rests = not probes and not self._due(1, k, load)
+        return k if probes else 0
+
+    def _due(self, rounds: int, k: int, load: Load) -> bool:
+        """Whether it is time for a probe in so many rounds, and the purse can pay for it."""
+        in_time = self._quiet + rounds >= self._pause
+        return in_time and self.purse + rounds * UPKEEP >= self._price(k, load)
 
     def observe(
         self, *, asked: int, drafted: int, verified: int, accepted: int, draft_s: float, missed: bool, load: Load
@@ -108,7 +115,7 @@ class Payoff:
         gained = accepted - self._lost(spent_s, verified, load)
         self.purse = min(PURSE, self.purse + gained)
         self._quiet, self._whole = 0, self._whole % CURIOUS + 1 if accepted == asked else 0
-        if self.purse >= PURSE:
+        if self.purse >= START and not self.stopped:
             self._pause = FIRST_PAUSE
         if self.stopped and gained <= 0:
             self._pause = min(LAST_PAUSE, 2 * self._pause)

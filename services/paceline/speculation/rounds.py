@@ -225,7 +225,8 @@ class Session:
         assert lease is not None, "a session is ready only while its target holds it"
         self.phase, self._round.sent = Phase.VERIFYING, now
         self._verify = self._fence(lease)
-        task = VerifyTask(self._verify, self._round.proposal, self._round.trace, self.leases.feed)
+        rests = self.payoff is not None and self.payoff.rests
+        task = VerifyTask(self._verify, self._round.proposal, self._round.trace, self.leases.feed, rests)
         return AskVerify(lease.worker, task)
 
     def on_verdict(self, result: VerifyResult, now: float) -> list[Action]:

@@ -38,6 +38,7 @@ class _Way:
     at: int | None = None  # the next position to send; None until the draft worker has said
     busy: bool = False  # rows are being gathered for it
     refused: bool = False  # until the next round says that they are wanted
+    later: bool = False  # nobody drafts from them after the round under way
 
 
 @dataclass(slots=True)
@@ -69,8 +70,11 @@ class Feeds:
         if self._row_bytes:
             self._ready[session_id] = length
 
-    def point(self, session_id: str, feed: Feed | None) -> None:
-        """A round said where the features of a session go."""
+    def point(self, session_id: str, feed: Feed | None, *, later: bool = False) -> None:
+        """A round said where the features of a session go; ``later``: not before a round says otherwise.
+
+        A message for every token of a session that isn't drafted for would cost it more than the rare draft brings.
+        """
         if feed is None or feed.projector not in self._row_bytes or session_id not in self._ready:
             self._ways.pop(session_id, None)
             return
@@ -81,6 +85,7 @@ class Feeds:
         elif way.refused:
             way.refused = False
             self._offer(session_id, way)
+        way.later = later
 
     def drop(self, session_id: str) -> None:
         """A session is no longer held, or begins anew."""
@@ -134,7 +139,9 @@ class Feeds:
         rows = []
         for piece in plan.slices:
             way = self._ways.get(piece.session_id)
-            if way is not None and way.at == piece.start and self._room(way) >= len(piece.tokens):
+            if way is None or way.later or way.at != piece.start:
+                continue
+            if self._room(way) >= len(piece.tokens):
                 rows.append(Rows(piece.session_id, way.feed, piece.start, piece.end))
         return rows
 
@@ -152,7 +159,7 @@ class Feeds:
         """
         lacking = []
         for session_id, way in self._to(address):
-            if way.at is not None and not way.busy:
+            if way.at is not None and not (way.busy or way.later):
                 count = min(self._ready.get(session_id, 0) - way.at, self._room(way))
                 if count > 0:
                     lacking.append((self._ready[session_id] - way.at, session_id, way, count))

@@ -133,7 +133,7 @@ class Verifier:
         if session.answer.finish is not None:
             verdict = Verdict((), (), 0, 0, finish=session.answer.finish, verifier_model_id=self.info.model_id)
             return VerifyResult(fence, verdict)
-        self.feeds.point(fence.session_id, task.feed)
+        self.feeds.point(fence.session_id, task.feed, later=task.features_later)
         return self._enqueue(session, task, now)
 
     def plan(self, now: float) -> StepPlan | None:

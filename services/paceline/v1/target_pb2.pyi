@@ -42,7 +42,7 @@ class FeatureFeed(_message.Message):
     def __init__(self, address: _Optional[str] = ..., incarnation: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., projector: _Optional[str] = ...) -> None: ...
 
 class VerifyTask(_message.Message):
-    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace", "distributions", "feed")
+    __slots__ = ("fence", "draft_tokens", "drafter", "proposer_model_id", "trace", "distributions", "feed", "features_later")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class VerifyTask(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_LATER_FIELD_NUMBER: _ClassVar[int]
     fence: _common_pb2.Fence
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
     drafter: str
@@ -57,7 +58,8 @@ class VerifyTask(_message.Message):
     trace: _common_pb2.TraceContext
     distributions: _containers.RepeatedCompositeFieldContainer[_common_pb2.SparseDistribution]
     feed: FeatureFeed
-    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ..., feed: _Optional[_Union[FeatureFeed, _Mapping]] = ...) -> None: ...
+    features_later: bool
+    def __init__(self, fence: _Optional[_Union[_common_pb2.Fence, _Mapping]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., drafter: _Optional[str] = ..., proposer_model_id: _Optional[str] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., distributions: _Optional[_Iterable[_Union[_common_pb2.SparseDistribution, _Mapping]]] = ..., feed: _Optional[_Union[FeatureFeed, _Mapping]] = ..., features_later: _Optional[bool] = ...) -> None: ...
 
 class VerifyBatch(_message.Message):
     __slots__ = ("router_id", "tasks")
