@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from paceline.drafters.hidden.attention import ContextCache, attend_caches
+from paceline.drafters.hidden.attention import ContextCache
 from paceline.drafters.hidden.backend import BlockAsk, Drafting, Piece
 from paceline.drafters.hidden.eagle.network import EagleDrafter
 from paceline.drafters.hidden.layers import Attend
@@ -140,13 +140,19 @@ class _Drafting:
 
 
 def _writing(caches: Sequence[ContextCache]) -> Attend:
-    """Attention of one row per session to its cache and itself, which it then joins."""
-    read = attend_caches(caches, block=1)
+    """Attention of one row per session, which joins its cache and reads it."""
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        mixed = read(layer, queries, keys, values)
+        heads, dim = queries.shape[1:]
+        kv_heads = keys.shape[1]
+        asked = (queries * dim**-0.5).view(-1, kv_heads, heads // kv_heads, dim)
+        out = torch.empty_like(asked)
         for place, cache in enumerate(caches):
             cache.append(keys[None, place : place + 1], values[None, place : place + 1])
-        return mixed
+            seen_keys, seen_values = cache.layer(layer)
+            scores = torch.matmul(asked[place], seen_keys.permute(1, 2, 0))
+            shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+            torch.matmul(shares, seen_values.transpose(0, 1), out=out[place])
+        return out.view(-1, heads, dim)
 
     return attend
