@@ -17,7 +17,7 @@ COMMANDS = {
     "status": "Show models, workers and counters of a running cluster.",
     "cache": "Capture a target's hidden states for training; plan and verify such caches.",
     "train": "Train a drafter on a target cache.",
-    "drafter": "Export and import trained drafters: vLLM's speculators, DeepSpec.",
+    "drafter": "Export and import trained drafters: vLLM's speculators, DeepSpec; import EAGLE-3.",
     "models": "Fetch and list models on this machine.",
     "doctor": "Check whether this machine is ready.",
 }
