@@ -18,6 +18,8 @@ from paceline.speculation.params import SamplingParams
 GREEDY = SamplingParams(temperature=0.0)
 Forward = Callable[[StepPlan, BlockTable, KVStore], Tensor]
 
+_NOISE = 768  # positions of made-up histories that are all different; more than ``check_invariance`` has
+
 _HANDLED = {"scaling", "sliding_window", "softcap"}
 _HARMLESS = {  # what models pass along that changes nothing about causal attention without a cache or dropout
     "cache_position", "dropout", "is_causal", "layer_idx", "max_length_k", "max_length_q", "output_attentions",
@@ -93,7 +95,9 @@ class Scratch:
         self.store = KVStore(shapes, self.table, dtype=dtype, device=device, widths=widths)
         generator = torch.Generator(device).manual_seed(1)
         for tensor in (*self.store.keys, *self.store.values):
-            tensor.normal_(generator=generator)
+            noise = tensor[:_NOISE].normal_(generator=generator)
+            for start in range(_NOISE, len(tensor), _NOISE):  # noise costs more than the steps run on it
+                tensor[start : start + _NOISE] = noise[: len(tensor) - start]
 
     def session(self, session_id: str, history: int, room: int) -> None:
         """A session that holds ``history`` positions of noise and may grow by ``room``."""

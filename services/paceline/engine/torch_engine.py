@@ -10,14 +10,14 @@ this at every load.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.engine import attention, numerics, probe
+from paceline.engine import attention, numerics, probe, timing
 from paceline.engine.batch import KV_BLOCK, Batch, Layout
 from paceline.engine.interface import EngineInfo, FeatureRows, Hidden, KvRequest, StepPlan, StepResult
 from paceline.engine.kv_store import KVStore
@@ -34,7 +34,6 @@ from paceline.speculation.errors import InvalidRequest
 from paceline.speculation.sampling import Row, sample
 
 _ATTENTION_BYTES = 48 << 20  # what attention may hold at once, in K and V copies
-_CURVE_BUDGET_S = 1.5
 _PROBE_ROWS = 16  # checks and measurements go by multiples of it, where rows are not tiled
 
 
@@ -183,29 +182,18 @@ class TorchEngine:
         return sample(logits, rows, self._fast)
 
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
-        """See Engine. Measured at the first call, which also warms the engine up; under two seconds for small models,
-        and no more than its least two points beyond that."""
+        """See Engine. Measured at the first call, which also warms the engine up; see ``timing.measure``."""
         if not self._curve:
-            self._curve = tuple(self._measure_curve())
+            tile = max(_PROBE_ROWS, self._layout.row_tile)
+            counts = (1, tile // 2, tile, 2 * tile, 4 * tile, 8 * tile)
+            self._curve = timing.measure(self._step_of, counts, time.perf_counter)
         return self._curve
 
-    def _measure_curve(self) -> list[tuple[int, float]]:
-        tile = max(_PROBE_ROWS, self._layout.row_tile)
-        curve: list[tuple[int, float]] = []
-        started = time.perf_counter()
-        for rows in (1, tile // 2, tile, 2 * tile, 4 * tile, 8 * tile):
-            if len(curve) >= 2 and time.perf_counter() - started > _CURVE_BUDGET_S:
-                break
-            scratch = self.scratch(-(-rows // 8) * KV_BLOCK + PAGE)
-            plan = probe.cost_plans(scratch, rows)
-            seconds = []
-            for _ in range(5 if rows <= tile else 2):  # the first ones warm up
-                begun = time.perf_counter()
-                logits = self.forward(plan, scratch)
-                self.sample(logits, [Row(probe.GREEDY, 0)] * rows)
-                seconds.append(time.perf_counter() - begun)
-            curve.append((rows, min(seconds)))
-        return curve
+    def _step_of(self, rows: int) -> Callable[[], Tensor]:
+        scratch = self.scratch(-(-rows // 8) * KV_BLOCK + PAGE)
+        plan = probe.cost_plans(scratch, rows)
+        described = [Row(probe.GREEDY, 0)] * rows
+        return lambda: self.sample(self.forward(plan, scratch), described)
 
     def _forward(self, plan: StepPlan, table: BlockTable, store: KVStore) -> Tensor:
         return self._run(plan, table, store)[0]
