@@ -58,6 +58,7 @@ bench: install ## print every figure the README quotes
 	$(BIN)/python -m bench.exact --check
 	$(BIN)/python -m bench.quick --check
 	$(BIN)/python -m bench.speedup --check
+	$(BIN)/python -m bench.from_nothing --check
 	$(BIN)/python -m bench.peers --check
 	$(BIN)/python -m bench.deterministic --check
 	$(BIN)/python -m bench.memory --check
