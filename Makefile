@@ -62,6 +62,7 @@ bench: install ## print every figure the README quotes
 	$(BIN)/python -m bench.peers --check
 	$(BIN)/python -m bench.deterministic --check
 	$(BIN)/python -m bench.memory --check
+	$(BIN)/python -m bench.training --check
 
 interchange: install ## does vLLM's speculators compute what we compute? (in .venv-speculators, made for it)
 	test -x .venv-speculators/bin/python || $(PYTHON) -m venv .venv-speculators

@@ -124,6 +124,7 @@ def _run(trainer: Trainer, display: Display, workers: Workers, save_every_s: flo
         display.say(f"{'stopped' if asked else 'done'} after {trainer.step} steps: {trainer.out / DRAFTER}")
         if not asked:
             display.say(_summary(trainer.measure()))
+        trainer.samples.tell_lost(display.say)
     return bool(asked)
 
 

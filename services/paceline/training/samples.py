@@ -6,7 +6,7 @@ The order is a function of (seed, step) alone, so a resumed run reads what the k
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from paceline.cache.target import CorruptSample, Sample, TargetCache
 from paceline.speculation.errors import InvalidRequest
 
 HELD_OUT_EVERY = 40  # one sample in so many is never trained on
+_TOLD = 3  # lost samples told by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class SampleSet:
                     )
         self.places = [Place(at, index) for at, cache in enumerate(self.caches) for index in range(len(cache))]
         self.lengths = np.concatenate([cache.lengths for cache in self.caches]).astype(np.int64)
+        self.lost: dict[int, CorruptSample] = {}  # those that turned out not to be as they were written
         held = [at for at, place in enumerate(self.places) if _hash(place) % held_out_every == 0]
         self.held_out = tuple(held)
         self.trained = tuple(sorted(set(range(len(self.places))) - set(held)))
@@ -65,8 +67,16 @@ class SampleSet:
         place = self.places[index]
         try:
             return self.caches[place.cache][place.sample_id]
-        except CorruptSample:
+        except CorruptSample as error:
+            self.lost[index] = error.with_traceback(None)  # it would keep all it passed through
             return None
+
+    def tell_lost(self, say: Callable[[str], None]) -> None:
+        """Say which samples were left out so far, if any were; of many the first."""
+        for error in list(self.lost.values())[:_TOLD]:
+            say(f"left out: {error}")
+        if len(self.lost) > _TOLD:
+            say(f"… and {len(self.lost) - _TOLD} more; `paceline cache verify` names them")
 
     def order(self, seed: int, step: int, count: int) -> list[int]:
         """The ``count`` samples of a step: every sample comes once before any comes again."""

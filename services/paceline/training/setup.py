@@ -61,6 +61,7 @@ def _new(recipe: Recipe, samples: SampleSet, target: models.LocalModel, at: Surr
     counts = _counts(samples, config.vocab_size)
     vocabulary = DraftVocabulary.by_frequency(counts, config.draft_vocab_size)
     held = _counts(samples, config.vocab_size, held_out=True)
+    samples.tell_lost(at.say)
     covered = float(held[vocabulary.target_ids].sum()) / max(float(held.sum()), 1.0)
     at.say(
         f"{int(counts.sum()):,} target tokens; {vocabulary.size:,} draft tokens cover {covered:.2%} of what is held out"
