@@ -86,8 +86,8 @@ async def test_a_target_keeps_what_it_serves(tmp_path: Path) -> None:
         await asyncio.sleep(0.5)  # releases are on their way
     finally:
         told = await asyncio.to_thread(ended_by, child, signal.SIGTERM)
-    assert "captured 3 sessions; gave up 0" in told
     cache = TargetCache.open(folder / "000000")
+    assert f"captured 3 sessions of {cache.lengths.sum()} tokens; gave up 0" in told
     prompts = [tuple(text.encode()) for text in texts]
     wanted = {prompt + tuple(each.token_ids[:-1]) for prompt, each in zip(prompts, served, strict=True)}
     assert {tuple(each.input_ids.tolist()) for each in cache} == wanted

@@ -1,4 +1,4 @@
-"""A real OTLP collector in the test's process: what arrives over gRPC, decoded into plain values."""
+"""A real OTLP collector in the test's process: the spans and figures that arrive over gRPC, as plain values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -32,11 +34,33 @@ class Received:
         return [link.span_id for link in self.span.links]
 
 
+Figure = tuple[str, *tuple[str, ...]]  # a metric's name, then the values of its attributes
+
+
+@dataclass
+class Figures(metrics_grpc.MetricsServiceServicer):
+    """Keeps what every figure it is sent was last."""
+
+    latest: dict[Figure, int] = field(default_factory=dict)
+    resource: Mapping[str, Any] = field(default_factory=dict)
+
+    async def Export(  # noqa: N802
+        self, request: metrics_pb2.ExportMetricsServiceRequest, context: Any
+    ) -> metrics_pb2.ExportMetricsServiceResponse:
+        for group in request.resource_metrics:
+            self.resource = _values(group.resource.attributes)
+            for metric in (metric for scope in group.scope_metrics for metric in scope.metrics):
+                for point in getattr(metric, str(metric.WhichOneof("data"))).data_points:
+                    self.latest[metric.name, *_values(point.attributes).values()] = point.as_int
+        return metrics_pb2.ExportMetricsServiceResponse()
+
+
 @dataclass
 class Collector(service_grpc.TraceServiceServicer):
     """Keeps every span it is sent."""
 
     endpoint: str = ""
+    figures: Figures = field(default_factory=Figures)
     spans: list[Received] = field(default_factory=list)
     message_bytes: list[int] = field(default_factory=list)
 
@@ -67,6 +91,7 @@ async def collecting() -> AsyncIterator[Collector]:
     collector = Collector()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 * 1024 * 1024)])
     service_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    metrics_grpc.add_MetricsServiceServicer_to_server(collector.figures, server)  # type: ignore[no-untyped-call]
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,82 +13,17 @@ from hypothesis import strategies as st
 from paceline.cache.target import Sample, TargetCache, TargetCacheWriter
 from paceline.cache.target.verify import verify
 from paceline.engine.bits import bf16_bits
-from paceline.engine.fake import FakeEngine, FakeOptions
 from paceline.engine.interface import Slice, StepPlan, Wanted
 from paceline.runtime.config import CaptureConfig, EngineConfig, TargetConfig
 from paceline.speculation.errors import InvalidRequest
-from paceline.speculation.messages import SessionOpen, Verdict
 from paceline.speculation.params import SamplingParams
-from paceline.target.capture import CapturingEngine, Choice
+from paceline.target.capture import Choice
 from paceline.target.capture_assembly import capture_of
 from paceline.target.capture_store import CaptureStore, Segments
-from paceline.target.sessions import Limits
-from paceline.target.verifier import Verifier
 
+from tests.unit.capture_kit import ALL, LAYERS, MEMORY, Target, engine
 from tests.unit.target_cache_kit import SPEC, same, sample
-from tests.unit.target_kit import VOCAB, Words, opening, task
-
-LAYERS = (0, 2)
-MEMORY = 1 << 20
-FAKE = FakeOptions(vocab_size=VOCAB, order=3, seed=1)
-
-
-def engine() -> FakeEngine:
-    return FakeEngine(FAKE, kv_tokens=4096, sleep=None)
-
-
-class Kept(list[Sample]):
-    """A store that takes all it has room for."""
-
-    def __init__(self, room: int = 1 << 30) -> None:
-        self.room = room
-
-    def put(self, size: int, make: Callable[[], Sample]) -> bool:
-        self.room -= size
-        if self.room >= 0:
-            made = make()
-            assert size >= made.hidden.nbytes + made.last_hidden.nbytes
-            self.append(made)
-        return self.room >= 0
-
-
-class Target:
-    """A verifier over a fake that captures."""
-
-    def __init__(self, choice: Choice, *, room: int = 1 << 30, memory: int = MEMORY, **limits: Any) -> None:
-        self.kept = Kept(room)
-        self.engine = CapturingEngine(engine(), choice, layers=LAYERS, store=self.kept.put, memory_bytes=memory)
-        info = self.engine.info
-        self.verifier = Verifier(self.engine, info, limits=Limits(**limits), incarnation="inc-1", detokenizer=Words)
-        self.committed: dict[str, list[int]] = {}
-
-    def open(self, source: SessionOpen) -> None:
-        self.verifier.open(source, 0.0)
-        self.committed[source.session_id] = []
-
-    def submit(self, source: SessionOpen, round_id: int, drafts: Sequence[int] = ()) -> None:
-        said = task(source, self.committed[source.session_id], drafts, round_id=round_id)
-        self.verifier.submit(source.router_id, said, 0.0)
-
-    def step(self) -> None:
-        plan = self.verifier.plan(0.0)
-        assert plan is not None
-        for served in self.verifier.complete(plan, self.engine.step(plan), 0.0):
-            if served.result is not None and isinstance(served.result.outcome, Verdict):
-                self.committed[served.result.fence.session_id] += served.result.outcome.tokens
-
-    def answer(self, source: SessionOpen, rounds: Sequence[Sequence[int]]) -> tuple[int, ...]:
-        """A session from its opening to its release, with these drafts; returns what the target said."""
-        self.open(source)
-        for round_id, drafts in enumerate(rounds, 1):
-            self.submit(source, round_id, drafts)
-            while self.verifier.waiting:
-                self.step()
-        self.verifier.release(source.session_id, source.lease_epoch)
-        return tuple(self.committed[source.session_id])
-
-
-ALL = Choice(frozenset({"*"}))
+from tests.unit.target_kit import VOCAB, opening
 
 
 def in_one_step(found: Sample) -> Sample:
@@ -202,6 +136,7 @@ def test_a_failed_step_keeps_nothing_of_its_sessions() -> None:
     assert plan is not None
     target.verifier.fail(plan, 0.0)
     assert not target.kept
+    assert target.engine.counts.empty == 1
 
 
 def test_what_memory_does_not_hold_is_dropped_and_counted() -> None:
@@ -260,7 +195,7 @@ def test_a_sample_that_cannot_be_written_is_lost_and_no_other(tmp_path: Path, ca
     for each in (sample(0), wrong, sample(1)):
         assert store.put(1, lambda each=each: each)  # type: ignore[misc]
     store.close()
-    assert store.lost == 1
+    assert (store.written.samples, store.written.lost) == (2, 1)
     assert "target_hidden_states: expected" in caplog.text
     assert len(TargetCache.open(tmp_path / "000000")) == 2
 

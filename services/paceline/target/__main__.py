@@ -15,7 +15,9 @@ from paceline.runtime.server import WorkerServer
 from paceline.runtime.worker import run, serve_until_stopped
 from paceline.target.assembly import compiler_for, describe, load, verifier_for
 from paceline.target.capture_assembly import capture_of
+from paceline.target.capture_metrics import expose
 from paceline.target.service import SERVICE_NAME, TargetService, add_to
+from paceline.telemetry import metering
 from paceline.telemetry.provider import setup
 from paceline.telemetry.worker_spans import TargetSpans
 
@@ -40,6 +42,9 @@ async def serve(config: TargetConfig, progress: Progress) -> int:
         loaded = replace(loaded, engine=capture.engine)
     verifier = verifier_for(config, loaded, incarnation)
     tracing = setup(config.telemetry, "target", incarnation)
+    figures = metering.setup(config.telemetry, "target", incarnation)  # sends nothing while there are none
+    if capture is not None:
+        expose(capture, figures.meter)
     description = describe(verifier, loaded)
     progress(f"{verifier.info.model_id}: {verifier.info.kv_tokens} KV tokens, {config.step_tokens} tokens a step")
     spans = TargetSpans(tracing)
@@ -57,6 +62,7 @@ async def serve(config: TargetConfig, progress: Progress) -> int:
     def shut_down() -> None:
         if capture is not None:
             progress(capture.close())
+        figures.shutdown()
         tracing.shutdown()
 
     return await serve_until_stopped("target", server, service, verifier.info.model_id, shut_down)

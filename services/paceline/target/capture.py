@@ -79,7 +79,11 @@ class _Record:
         return 0 < self.prompt_len < min(self.final, self.held)
 
     def sample(self) -> Sample:
-        """What is final of the session. The answer's last token is never in it: no step has fed it."""
+        """What is final of the session.
+
+        The answer's last token is never in it: no step has fed it, so it has no states, and a sample has as many
+        states as tokens.
+        """
         length = min(self.final, self.held)
         self.cut(length)
         mask = np.zeros(length, np.uint8)
@@ -105,6 +109,7 @@ class Counts:
     taken: int = 0  # handed over to be stored
     behind: int = 0  # given up: memory was full of what is not stored yet
     broken: int = 0  # given up: some positions had been computed before
+    empty: int = 0  # over before anything of the target's own was final, or with a step that failed
 
 
 class CapturingEngine:
@@ -128,9 +133,14 @@ class CapturingEngine:
         self._engine, self._choice, self._store = engine, choice, store
         self._wanted, self._memory_bytes = Wanted(layers, last=True), memory_bytes
         self._records: dict[str, _Record] = {}
-        self._size = 0  # of all records
+        self._size = 0  # of all records, bytes
         self._lock = threading.Lock()  # steps run in a thread of their own
         self.counts = Counts()
+
+    @property
+    def held_bytes(self) -> int:
+        """Hidden states of sessions under way."""
+        return self._size
 
     @property
     def info(self) -> EngineInfo:
@@ -173,11 +183,7 @@ class CapturingEngine:
             record = self._records.pop(session_id, None)
             if record is not None:
                 self._size -= record.size
-        if record is not None and keep and record.worth:
-            if self._store(record.size, record.sample):
-                self.counts.taken += 1
-            else:
-                self.counts.behind += 1
+                self._end(record, keep)
         self._engine.free(session_id, keep=keep)
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -207,6 +213,14 @@ class CapturingEngine:
     def cost_curve(self) -> tuple[tuple[int, float], ...]:
         """See Engine."""
         return self._engine.cost_curve()
+
+    def _end(self, record: _Record, keep: bool) -> None:
+        if not keep or not record.worth:
+            self.counts.empty += 1
+        elif self._store(record.size, record.sample):
+            self.counts.taken += 1
+        else:
+            self.counts.behind += 1
 
     def _take(self, session_id: str, start: int, prompt_len: int, hidden: Hidden) -> None:
         assert hidden.last is not None

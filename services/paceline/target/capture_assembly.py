@@ -25,10 +25,11 @@ class Capture:
     def close(self) -> str:
         """Write all that waits; returns what to say at the end. Takes up to half a minute."""
         self.store.close()
-        counts = self.engine.counts
+        counts, written = self.engine.counts, self.store.written
         return (
-            f"captured {counts.taken - self.store.lost} sessions; gave up {counts.behind} for want of memory, "
-            f"{counts.broken} that had begun elsewhere, {self.store.lost} for want of disk"
+            f"captured {written.samples} sessions of {written.tokens} tokens; gave up {counts.behind} for want of "
+            f"memory, {counts.broken} that had begun elsewhere, {written.lost} for want of disk; "
+            f"{counts.empty} had nothing to keep"
         )
 
 

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paceline.cache.target import CacheSpec, Sample, TargetCacheWriter, seal
@@ -45,8 +45,8 @@ class Segments:
             if not (path / MANIFEST_FILE).exists() and not _in_use(path):
                 _seal(path)
 
-    def write(self, sample: Sample) -> None:
-        """Keep a sample."""
+    def write(self, sample: Sample) -> int:
+        """Keep a sample; returns its bytes."""
         size = sum(part.nbytes for part in sample.parts)
         if self._writer is not None and self._size + size > self._segment_bytes:
             self.close()
@@ -58,6 +58,7 @@ class Segments:
         self._writer.write(replace(sample, key=self._written))
         self._written += 1
         self._size += size
+        return size
 
     def close(self) -> None:
         """Make what is written readable."""
@@ -90,6 +91,16 @@ class Segments:
         return (path for path in sorted(self._folder.iterdir()) if path.is_dir() and path.name.isdecimal())
 
 
+@dataclass(slots=True)
+class Written:
+    """What a store has done since it was made. Changed by its thread alone."""
+
+    samples: int = 0
+    tokens: int = 0
+    size: int = 0  # bytes
+    lost: int = 0  # samples that could not be written
+
+
 class CaptureStore:
     """A thread that writes.
 
@@ -102,7 +113,7 @@ class CaptureStore:
         self._waiting = 0  # bytes
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[int, Callable[[], Sample]] | None] = queue.SimpleQueue()
-        self.lost = 0  # samples that could not be written
+        self.written = Written()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
@@ -115,6 +126,11 @@ class CaptureStore:
         self._queue.put((size, make))
         return True
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of samples that are not written yet."""
+        return self._waiting
+
     def close(self) -> None:
         """Write what waits and make all of it readable, within CLOSE_WAIT_S."""
         self._queue.put(None)
@@ -124,16 +140,22 @@ class CaptureStore:
         while (entry := self._queue.get()) is not None:
             size, make = entry
             try:
-                self._segments.write(make())
+                self._write(make())
             except Exception:  # whatever it was, answers must not suffer for it
-                self.lost += 1
-                log.exception("captures: a sample could not be written; %d are lost so far", self.lost)
+                self.written.lost += 1
+                log.exception("captures: a sample could not be written; %d are lost so far", self.written.lost)
             with self._lock:
                 self._waiting -= size
         try:
             self._segments.close()
         except Exception:
             log.exception("captures: the last cache could not be sealed; the next start will try again")
+
+    def _write(self, sample: Sample) -> None:
+        size = self._segments.write(sample)
+        self.written.samples += 1
+        self.written.tokens += len(sample.input_ids)
+        self.written.size += size
 
 
 def _in_use(path: Path) -> bool:

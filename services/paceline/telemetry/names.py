@@ -1,5 +1,5 @@
-"""Every span and attribute name, and what it means. ``gen_ai.*``, ``service.*`` and ``error.*`` are conventions of
-OpenTelemetry (GenAI: status Development); ``paceline.*`` is ours.
+"""Every span, attribute and metric name, and what it means. ``gen_ai.*``, ``service.*`` and ``error.*`` are
+conventions of OpenTelemetry (GenAI: status Development); ``paceline.*`` is ours.
 
 A trace of one answer::
 
@@ -132,3 +132,20 @@ STEP_ROWS = "paceline.step.rows"
 """Rows of the forward pass that carried a token."""
 STEP_DURATION_US = "paceline.step.duration_us"
 """Microseconds."""
+
+# Metrics: live capture, of a target that has one
+CAPTURE_SAMPLES = "paceline.capture.samples"
+"""Samples written to a target cache."""
+CAPTURE_TOKENS = "paceline.capture.tokens"
+"""Their tokens, prompts included."""
+CAPTURE_BYTES = "paceline.capture.bytes"
+"""Their bytes in shards."""
+CAPTURE_DROPPED = "paceline.capture.dropped"
+"""Sessions that were to be captured and are not, by reason."""
+CAPTURE_MEMORY = "paceline.capture.memory"
+"""Bytes of hidden states in memory, by stage; `target.capture.memory_bytes` bounds each."""
+DROP_REASON = "paceline.capture.reason"
+"""`memory`: too much waited to be written, or was under way. `disk`: it could not be written. `elsewhere`: part of it
+had been computed before it was chosen. `empty`: it ended with nothing of the target's own that was final."""
+CAPTURE_STAGE = "paceline.capture.stage"
+"""`serving`: of sessions under way. `waiting`: of samples to be written."""

@@ -100,14 +100,13 @@ def setup(config: Telemetry, service: Service, incarnation: str) -> Tracing:
     """The tracing of one service."""
     if not config.otlp_endpoint:
         return Tracing(NoOpTracer())
-    for name in _SDK_LOGGERS:
-        logging.getLogger(name).addFilter(_QUIET)  # adding it twice has no effect
+    quieten()
     exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, timeout=EXPORT_DEADLINE_S)
     provider = TracerProvider(
         # Only requests are sampled. Workers follow the round; the spans they root are steps in which a traced round
         # rode, and dropping one of those would leave links to nothing.
         sampler=ParentBased(TraceIdRatioBased(config.sample_ratio) if service == "router" else ALWAYS_ON),
-        resource=_resource(service, incarnation),
+        resource=resource(service, incarnation),
         shutdown_on_exit=False,
         span_limits=SpanLimits(max_span_attributes=64, max_links=MAX_LINKS, max_events=16),
     )
@@ -119,6 +118,12 @@ def setup(config: Telemetry, service: Service, incarnation: str) -> Tracing:
     )
     provider.add_span_processor(processor)
     return Tracing(provider.get_tracer("paceline", metadata.version("paceline")), provider, exporter)
+
+
+def quieten() -> None:
+    """Have the SDK tell of a collector that does not answer now and then, not each time."""
+    for name in _SDK_LOGGERS:
+        logging.getLogger(name).addFilter(_QUIET)  # adding it twice has no effect
 
 
 def inject(span: Span) -> Trace:
@@ -146,7 +151,8 @@ def text(value: str) -> str:
     return value[:MAX_TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _resource(service: Service, incarnation: str) -> Resource:
+def resource(service: Service, incarnation: str) -> Resource:
+    """What tells this process's spans and figures from others'."""
     return Resource.create(
         {
             names.SERVICE_NAME: f"paceline-{service}",
