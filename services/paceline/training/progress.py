@@ -1,16 +1,14 @@
-"""What a training run shows: a bar with loss, acceptance by position, speed and time left; plain lines elsewhere."""
+"""What a training run shows: loss, acceptance by position, speed and time left."""
 
 from __future__ import annotations
 
-import sys
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
+from paceline.training.bar import LINE_EVERY_S, NEWS, Bar
 from paceline.training.trainer import Report
 
-_LINE_EVERY_S = 30.0
 _SMOOTH = 0.97
 
 
@@ -21,49 +19,35 @@ class Display:
         quiet: show nothing (every process of a run but the first).
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._console = Console(file=sys.stderr)
-        columns = (
-            BarColumn(30),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._bar = Progress(*columns, console=self._console) if self._console.is_terminal and not quiet else None
-        self._task = self._bar.add_task("", total=1.0) if self._bar else None
+    def __init__(self, *, quiet: bool = False, line_every_s: float = LINE_EVERY_S) -> None:
+        columns = (BarColumn(30), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), NEWS)
+        self._bar = Bar(*columns, total=1.0, quiet=quiet, line_every_s=line_every_s)
         self._loss = 0.0
         self._hits: list[float] = []
         self._rows = 0
-        self._shown = self._first = time.monotonic()
+        self._first = time.monotonic()
 
     def say(self, line: str) -> None:
         """One line."""
-        if not self._quiet:
-            self._console.print(line, highlight=False, soft_wrap=True)
+        self._bar.say(line)
 
     def step(self, report: Report) -> None:
         """A step was done."""
         if not self._hits:
             self._loss, self._hits = report.loss, list(report.hits)
             self._first = time.monotonic()
-            if self._bar:
-                self._bar.start()
+            self._bar.start()
         else:
             self._loss = _SMOOTH * self._loss + (1 - _SMOOTH) * report.loss
             pairs = zip(self._hits, report.hits, strict=True)
             self._hits = [_SMOOTH * old + (1 - _SMOOTH) * new for old, new in pairs]
             self._rows += report.rows
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=report.progress, description=self._text(report))
-        elif not self._quiet and time.monotonic() - self._shown > _LINE_EVERY_S:
-            self._shown = time.monotonic()
-            self.say(f"{report.progress:6.1%} {self._text(report)}")
+        text = self._text(report)
+        self._bar.show(report.progress, text, lambda: f"{report.progress:6.1%} {text}")
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def _text(self, report: Report) -> str:
         speed = self._rows / max(time.monotonic() - self._first, 1e-9)
