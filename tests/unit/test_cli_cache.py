@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from paceline.cache.target import TargetCache, TargetCacheWriter, seal
 from paceline.cache.target.layout import INDEX, Shape
-from paceline.cache.target.plan import Plan
+from paceline.cache.target.plan import DEEPSPEC_SOURCE, Plan
 from paceline.cli.main import paceline
 
 from tests.unit.target_cache_kit import SPEC, sample
@@ -26,6 +26,9 @@ def test_deepspecs_defaults_are_38_terabytes() -> None:
     assert result.exit_code == 0, result.output
     assert "a token    30,726 bytes" in result.output
     assert "size       38 TB in 554 shards of 64 GiB" in result.output
+    assert "tokens     1,237,000,000: DeepSpec's default data, by the “roughly 38 TB” that its README" in result.output
+    assert json.loads(run("plan", "--model", "Qwen/Qwen3-4B", "--json").stdout)["tokens_source"] == DEEPSPEC_SOURCE
+    assert json.loads(run("plan", "--tokens", "1", "--json").stdout)["tokens_source"] is None
 
 
 def test_a_plan_is_what_a_cache_takes(tmp_path: Path) -> None:

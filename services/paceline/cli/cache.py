@@ -12,7 +12,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 
 from paceline.cache.target import TargetCache
 from paceline.cache.target.layout import Shape
-from paceline.cache.target.plan import DEEPSPEC_LAYERS, DEEPSPEC_TOKENS, KNOWN, Plan, model_size
+from paceline.cache.target.plan import DEEPSPEC_LAYERS, DEEPSPEC_SOURCE, DEEPSPEC_TOKENS, KNOWN, Plan, model_size
 from paceline.cache.target.verify import Report, verify
 from paceline.cache.target.writer import SHARD_BYTES
 from paceline.cli.become import become
@@ -80,13 +80,14 @@ def plan(
     if depth is not None and layers > depth + 1:
         raise InvalidRequest("layers", expected=f"at most {depth + 1}, the embedding included", got=layers)
     planned = Plan(Shape(layers, width), _tokens(tokens, samples, length), samples or 0, shard_bytes)
+    source = None if tokens or samples else DEEPSPEC_SOURCE
     free = None if out is None else shutil.disk_usage(_existing(out)).free
     if as_json:
-        click.echo(json.dumps(_facts(planned, free)))
+        click.echo(json.dumps(_facts(planned, free, source), ensure_ascii=False))
     else:
         click.echo(f"{model}: {layers} layers and the last hidden states, {width} wide, in bf16")
         click.echo(f"a token    {planned.shape.token_bytes:,} bytes")
-        click.echo(f"tokens     {planned.tokens:,}")
+        click.echo(f"tokens     {planned.tokens:,}{f': {source}' if source else ''}")
         click.echo(
             f"size       {_size(planned.total_bytes)} in {planned.shards:,} shards of {shard_bytes / 2**30:g} GiB"
         )
@@ -104,10 +105,11 @@ def _tokens(tokens: int | None, samples: int | None, length: int | None) -> int:
     return samples * length if samples and length else DEEPSPEC_TOKENS
 
 
-def _facts(planned: Plan, free: int | None) -> dict[str, int | None]:
+def _facts(planned: Plan, free: int | None, source: str | None) -> dict[str, int | str | None]:
     return {
         "token_bytes": planned.shape.token_bytes, "tokens": planned.tokens, "samples": planned.samples or None,
         "data_bytes": planned.data_bytes, "total_bytes": planned.total_bytes, "shards": planned.shards, "free": free,
+        "tokens_source": source,
     }  # fmt: skip
 
 

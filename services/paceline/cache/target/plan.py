@@ -14,6 +14,10 @@ DEEPSPEC_LAYERS = 5  # target layers its configurations keep, beside the last hi
 DEEPSPEC_TOKENS = 1_237_000_000
 """Tokens of DeepSpec's default data, answers regenerated, sequences cut at 4,096: what its README's "roughly 38 TB" for
 Qwen/Qwen3-4B come to at the 30,726 bytes its format takes for a token."""
+DEEPSPEC_SOURCE = (
+    "DeepSpec's default data, by the “roughly 38 TB” that its README (github.com/deepseek-ai/DeepSpec) tells for "
+    "Qwen/Qwen3-4B"
+)
 
 _SIZES = {
     "demo": (30, 576),
