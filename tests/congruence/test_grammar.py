@@ -15,7 +15,9 @@ from paceline.drafters.interface import Ask, Drafter, DraftSession
 from paceline.drafters.model import ModelDrafter
 from paceline.drafters.ngram import NgramDrafter
 from paceline.engine.fake import FakeEngine, FakeOptions, fake_tokenizer_files
-from paceline.engine.grammar import Grammars, grammars_of
+from paceline.engine.fake_tokenizer import VOCAB_SIZE
+from paceline.engine.grammar import Grammars, Limits, grammars_of
+from paceline.engine.tokenizer_files import TOKENIZER
 from paceline.speculation.digest import PrefixDigest
 from paceline.speculation.messages import (
     Fence,
@@ -221,6 +223,25 @@ def test_a_verifier_that_gets_no_drafts_verifies_what_the_grammar_forces(mode: V
         drafted = run_of(params, drafter_of("model"), 4)
         assert bytes(drafted.all()[:-1]).decode() == text
         assert drafted.forced < drafted.accepted
+
+
+@pytest.mark.parametrize("mode", VerificationMode)
+def test_a_grammar_that_grows_too_dear_ends_the_answer_at_the_same_token_whatever_is_drafted(
+    mode: VerificationMode,
+) -> None:
+    limited = Grammars(fake_tokenizer_files()[TOKENIZER], eos=[EOS], vocab_size=VOCAB_SIZE, limits=Limits(items=60))
+    ambiguous = Grammar(GrammarKind.LARK, 'start: e\ne: e e | e e e | "a" | "b"')
+    params = SamplingParams(
+        max_tokens=LENGTH, min_tokens=LENGTH, grammar=ambiguous, temperature=0.0, verification_mode=mode
+    )
+    outputs = []
+    for drafter in DRAFTERS:
+        opening = SessionOpen("s", 1, "r", PROMPT, len(PROMPT), params)
+        run = Run(TABLE, opening, drafter_of(drafter), 4, grammars=limited)
+        outputs.append(run.all())
+        assert run.dead_end, drafter
+    assert 3 < len(outputs[0]) < LENGTH
+    assert set(outputs) == {outputs[0]}
 
 
 def test_drafts_that_break_the_grammar_are_cut_before_they_are_verified() -> None:

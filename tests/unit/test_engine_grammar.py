@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paceline.engine.fake_tokenizer import IM_END, VOCAB_SIZE, fake_tokenizer_files
-from paceline.engine.grammar import Grammars, MatcherState, grammars_of
+from paceline.engine.grammar import Grammars, Limits, MatcherState, grammars_of
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.params import Grammar, GrammarKind
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,6 +55,10 @@ def merged_grammars() -> Grammars:
     """Its rows of logits are wider than the tokenizer, as those of padded models are."""
     tokenizer = merged_tokenizer()
     return Grammars(tokenizer.to_str().encode(), eos=[MERGED_END], vocab_size=tokenizer.get_vocab_size() + 7)
+
+
+def limited(limits: Limits) -> Grammars:
+    return Grammars(fake_tokenizer_files()["tokenizer.json"], eos=[IM_END], vocab_size=VOCAB_SIZE, limits=limits)
 
 
 def regex(source: str) -> Grammar:
@@ -176,9 +180,7 @@ def test_a_narrower_model_than_its_tokenizer() -> None:
 
 
 def test_a_grammar_too_complex_to_follow_allows_nothing_and_drafts_do_not_bring_it_there() -> None:
-    grammars = Grammars(
-        fake_tokenizer_files()["tokenizer.json"], eos=[IM_END], vocab_size=VOCAB_SIZE, max_lexer_states=400
-    )
+    grammars = limited(Limits(lexer_states=400))
     grammar = regex("x|y(a|b)*a(a|b){12}z")  # the second way needs thousands of states
     state = grammars.state(grammar)
     rng = random.Random(3)
@@ -187,8 +189,14 @@ def test_a_grammar_too_complex_to_follow_allows_nothing_and_drafts_do_not_bring_
         ahead.append(rng.choice([token for token in allowed if token != ord("z")]))
     assert allowed == [], "the limit was never met"
     assert tokens_allowed(state) == [ord("x"), ord("y")], "looking ahead changed where it stands"
+    assert tokens_allowed(state, b"y") == [], "it looks ahead no more"
     state.commit(ahead)
-    assert tokens_allowed(state) == []
+    for _ in range(1000):
+        allowed = tokens_allowed(state)
+        if not allowed:
+            break
+        state.commit([rng.choice([token for token in allowed if token != ord("z")])])
+    assert "too many states" in state.broken
     state.commit(b"a")
     assert tokens_allowed(state, b"a") == []
 

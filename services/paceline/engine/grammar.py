@@ -12,6 +12,7 @@ session over, masks are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import takewhile
 
@@ -24,9 +25,42 @@ from paceline.engine.tokenizer_files import TOKENIZER
 from paceline.speculation.errors import InvalidRequest, Unsupported
 from paceline.speculation.params import Grammar, GrammarKind
 
-VERSION = f"llguidance {version('llguidance')}"  # masks are part of what fixes an answer, so of the numerics class
-MAX_LEXER_STATES = 50_000  # one or two KB each, per session; ordinary grammars have some thousands
 _MESSAGE_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one grammar may cost, counted in work done, not in time: an answer ends at a limit however fast the machine.
+
+    A parser's time for a token grows with the square of the items it keeps, and where rules are ambiguous or nested
+    repetitions (``e: e e | "a"``) every byte adds some. All but ``mask_fuel`` depend on grammar and text alone; fuel is
+    spent on what the lexer has not derived yet, so a state made anew needs more of it.
+    """
+
+    items: int = 500  # of the parser, at one place of the text; ordinary grammars have some dozens
+    mask_items: int = 20_000  # more of them, while one mask is computed
+    mask_fuel: int = 200_000  # for expressions derived while one mask is computed: 15 ms
+    lexer_states: int = 50_000  # one or two KB each, per session; ordinary grammars have some thousands
+    compile_fuel: int = 1_000_000  # for expressions built while a grammar is compiled: 20 ms
+    symbols: int = 500_000  # of the compiled grammar
+
+    def compiled(self) -> LLParserLimits:
+        """As llguidance has them."""
+        return LLParserLimits(
+            max_items_in_row=self.items,
+            step_max_items=self.mask_items,
+            step_lexer_fuel=self.mask_fuel,
+            max_lexer_states=self.lexer_states,
+            initial_lexer_fuel=self.compile_fuel,
+            max_grammar_size=self.symbols,
+            precompute_large_lexemes=True,
+            verbose_errors=False,
+        )
+
+
+LIMITS = Limits()
+# Masks, and where an answer ends for want of one, are part of what fixes an answer, so of the numerics class.
+VERSION = f"llguidance {version('llguidance')}, {LIMITS}"
 
 _SOURCES: dict[GrammarKind, Callable[[str], str]] = {
     GrammarKind.JSON_SCHEMA: LLMatcher.grammar_from_json_schema,
@@ -40,7 +74,8 @@ class MatcherState:
 
     ``allowed`` walks ahead along drafts and back again, so rows of a step cost a token each. A matcher remembers what
     it has looked at, and some limits count that. An error is therefore believed only of a matcher that has read
-    nothing but the tokens asked about: drafts don't decide on it.
+    nothing but the committed tokens: drafts don't decide on it. Starting over is dear, and others wait meanwhile, so a
+    state that met a limit because it looked ahead looks ahead no more: its rounds commit one token each.
 
     It belongs to whoever runs the session and is used by one thread at a time. Only ``allowed`` runs torch operations.
 
@@ -57,21 +92,24 @@ class MatcherState:
         self._committed: list[int] = []  # without the end token
         self._ahead: list[int] = []  # what the matcher has read beyond them
         self._ended = False
+        self._strained = False  # too complex to look ahead in
         self._matcher.compute_bitmask()  # the dearest of all, and it shows whether there is an answer
         self.broken = self._error()  # why nothing is allowed any more
 
     def allowed(self, following: Sequence[int]) -> Tensor | None:
         """See GrammarState. Nothing is allowed where the grammar has become too complex to be followed."""
-        if self.broken:
+        if self.broken or (following and self._strained):
             return self._nothing()
         mask = self._look(following)
-        if self._matcher.is_error():
-            self._start_over()
-            mask = self._look(following)
-            if self._matcher.is_error():
-                self._start_over()
-                return self._nothing()
-        return mask
+        if not self._matcher.is_error():
+            return mask
+        if following:
+            self._strain()
+            return self._nothing()
+        self._start_over()
+        mask = self._look(())
+        self.broken = self._error()
+        return self._nothing() if self.broken else mask
 
     def fitting(self, drafts: Sequence[int]) -> int:
         """How many of these tokens the grammar takes after the committed ones; after an end token it takes none.
@@ -79,23 +117,24 @@ class MatcherState:
         ``allowed`` may still refuse one of them: another tokenization of a text that is forced.
         """
         text = self._text(drafts)
-        if self._ended or self.broken:
+        if self._ended or self.broken or self._strained:
             return 0
         self._rewind(0)
         count: int = self._matcher.validate_tokens(text)
         at_end = count == len(text) < len(drafts) and drafts[count] in self._eos
         ends = at_end and self._read(text) and self._matcher.is_accepting()
         if self._matcher.is_error():
-            self._start_over()
+            self._strain()
+            return 0
         return count + ends
 
     def forced(self, following: Sequence[int]) -> tuple[int, ...]:
         """See GrammarState."""
-        if self.broken or not self._read(following):
+        if self.broken or self._strained:
             return ()
-        forced = tuple(self._matcher.compute_ff_tokens())
+        forced = tuple(self._matcher.compute_ff_tokens()) if self._read(following) else ()
         if self._matcher.is_error():
-            self._start_over()
+            self._strain()
             return ()
         return forced
 
@@ -136,6 +175,10 @@ class MatcherState:
             self._matcher.rollback(len(self._ahead) - length)
             del self._ahead[length:]
 
+    def _strain(self) -> None:
+        self._strained = True
+        self._start_over()
+
     def _start_over(self) -> None:
         """A matcher never leaves an error."""
         self._matcher, self._ahead = self._fresh(), []
@@ -169,11 +212,9 @@ class Grammars:
         vocab_size: width of a row of logits, V.
     """
 
-    def __init__(
-        self, tokenizer: bytes, *, eos: Sequence[int], vocab_size: int, max_lexer_states: int = MAX_LEXER_STATES
-    ) -> None:
+    def __init__(self, tokenizer: bytes, *, eos: Sequence[int], vocab_size: int, limits: Limits = LIMITS) -> None:
         self._source, self._eos, self._vocab_size = tokenizer, tuple(eos), vocab_size
-        self._limits = LLParserLimits(max_lexer_states=max_lexer_states, verbose_errors=False)
+        self._limits = limits.compiled()
         self._tokenizer: LLTokenizer | None = None
 
     def state(self, grammar: Grammar, committed: Sequence[int] = ()) -> MatcherState:

@@ -73,5 +73,5 @@ def dead_end(output_len: int) -> InvalidRequest:
         "sampling",
         expected="options that leave a token to go on with",
         got=f"none after {output_len} tokens",
-        hint="grammar, bad words and min_tokens contradict each other there",
+        hint="grammar, bad words and min_tokens contradict each other there, or the grammar is too ambiguous to follow",
     )
