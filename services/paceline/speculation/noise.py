@@ -56,10 +56,10 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     multipliers = multipliers.view(2, *(1,) * (counter.dim() - 1))
     weyl = weyl.view(2, *(1,) * (key.dim() - 1))
     even, odd = counter[0::2], counter[1::2]  # words a and c, words b and d
-    for round_index in range(_ROUNDS):
+    rounds = torch.arange(_ROUNDS, device=key.device).view(_ROUNDS, *(1,) * key.dim())
+    for round_key in (key + rounds * weyl).bitwise_and_(_MASK):
         # A 32 × 32 bit product wraps in int64, but its 64 bits are right; the mask drops the sign extension.
         products = (even * multipliers).flip(0)
-        round_key = (key + round_index * weyl).bitwise_and_(_MASK)
         even = (products >> 32).bitwise_and_(_MASK).bitwise_xor_(odd).bitwise_xor_(round_key)
         odd = products.bitwise_and_(_MASK)
     return torch.stack((even, odd), dim=1).flatten(0, 1)

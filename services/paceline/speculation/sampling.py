@@ -233,7 +233,8 @@ def race(logits: Tensor, temperature: Tensor, noise: Noise) -> Tensor:
     seen.scatter_reduce_(0, owner, found[0][1], "amax")
     rest = (bounds + _MARGIN >= seen[:, None]).scatter_(1, first, False)
     owner, block = torch.nonzero(rest, as_tuple=True)
-    found.append((owner, *look(owner, block)))
+    if len(owner):
+        found.append((owner, *look(owner, block)))
     owner, score, token = (torch.cat(parts) for parts in zip(*found, strict=True))
     seen.scatter_reduce_(0, owner, score, "amax")
     winner = torch.where(score == seen[owner], token, vocab)
