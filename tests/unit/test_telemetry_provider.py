@@ -70,10 +70,10 @@ async def test_without_an_answering_collector_serving_goes_on_and_shutdown_keeps
         took = serve(tracing, QUEUE_SPANS)  # three times as many spans as are kept
         started = time.monotonic()
         flushed = await asyncio.to_thread(tracing.shutdown, 0.5)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
         assert not flushed
         serve(tracing, 10)  # spans that come too late are dropped in silence
-    assert took < 5  # the SDK alone takes under a second here
+    assert took < 20  # the SDK alone takes under a second here, on a machine with nothing else to do
     assert len(caplog.records) <= 6, caplog.messages
 
 
