@@ -9,6 +9,8 @@ from pathlib import Path
 
 COMPUTE_PROMPTS = "target.share_prefixes=false"
 """A setting for benches that ask the same prompt again and mean to see it computed again."""
+DRAFTS_COME = "router.draft_deadline_ms=1000"
+"""A setting for benches of drafts: a machine others use holds one up now and then."""
 PROMPTS = Path(__file__).parent / "prompts"
 
 

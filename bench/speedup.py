@@ -25,7 +25,7 @@ from paceline.speculation.figures import Figures, mean
 from paceline_client import AsyncClient, Speculation
 
 from bench import stats
-from bench.arguments import COMPUTE_PROMPTS, PROMPTS, parser
+from bench.arguments import COMPUTE_PROMPTS, DRAFTS_COME, PROMPTS, parser
 from bench.harness import first_difference
 from bench.in_process import InProcess
 from bench.progress import progress
@@ -34,7 +34,6 @@ PLAIN, AUTO = Speculation(mode="off"), Speculation(mode="auto", drafter="auto")
 NGRAM, BOTH = "ngram", "auto"
 TAU_BAR, TAU_LEAST_BAR = 1.9, 1.4
 SPEEDUP_BAR, WORST_BAR, HUGGING_FACE_BAR = 1.4, 0.95, 2.4
-DRAFTS_COME = "router.draft_deadline_ms=1000"  # a machine others use holds up a draft now and then
 AGAIN = 9  # fresh pairs for each of the prompts that looked worst
 Prompt = tuple[str, ...]
 
@@ -84,15 +83,15 @@ class Bench:
         print(f"\naccepted length τ, greedy, K = {k} (in brackets, committed per target step over all rounds)")
         self._table([(name, found[name]) for name in names])
         lengths = [found[self.shipped][domain].tau or 0.0 for domain in self.domains]
-        met = _bar(f"τ of {self.shipped}, mean over sets", statistics.fmean(lengths), TAU_BAR)
-        met &= _bar(f"τ of {self.shipped}, least of the sets", min(lengths), TAU_LEAST_BAR)
+        met = bar(f"τ of {self.shipped}, mean over sets", statistics.fmean(lengths), TAU_BAR)
+        met &= bar(f"τ of {self.shipped}, least of the sets", min(lengths), TAU_LEAST_BAR)
         # Lookup drafts where it finds something, a model always: only what all rounds commit compares the two.
         steps = {
             name: mean([each.committed_per_step for each in figures.values()]) or 0.0
             for name, figures in found.items()
         }  # fmt: skip
         either = max(steps[self.shipped], steps[NGRAM])
-        return _bar("committed per target step of both together, mean over sets", steps[BOTH], either) and met
+        return bar("committed per target step of both together, mean over sets", steps[BOTH], either) and met
 
     async def sampled(self) -> None:
         """τ at temperature 1, in both modes."""
@@ -154,7 +153,7 @@ class Bench:
             told = f"{step:.2f} tokens a target step, {asked:.0%} of rounds drafted"
             print(f"{domain:12} median {stats.spread(ratios)}, {told}")
         middle = statistics.median(case.ratio for case in self.cases)
-        met = _bar("median speed-up over our own plain decoding", middle, SPEEDUP_BAR)
+        met = bar("median speed-up over our own plain decoding", middle, SPEEDUP_BAR)
         return await self._worst() and met
 
     async def _worst(self) -> bool:
@@ -228,7 +227,8 @@ def _two(figures: Figures) -> str:
     return f"{tau:.2f} ({step:.2f})" if tau is not None and step is not None else "–"
 
 
-def _bar(name: str, value: float, least: float) -> bool:
+def bar(name: str, value: float, least: float) -> bool:
+    """Print whether a value is large enough."""
     met = value >= least
     print(f"bar: {name} at least {least:.3g}: {value:.3g} {'met' if met else 'MISSED'}")
     return met

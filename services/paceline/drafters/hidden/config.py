@@ -57,22 +57,7 @@ class HiddenConfig:
         """Raises InvalidRequest for a shape that cannot be."""
         if self.drafter not in _ARCHITECTURES:
             raise InvalidRequest("speculators_model_type", expected=" or ".join(_ARCHITECTURES), got=self.drafter)
-        positive = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
-        for name in (*positive, "num_attention_heads", "vocab_size", "draft_vocab_size", "block_size"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(name, expected="at least 1", got=getattr(self, name))
-        if self.draft_vocab_size > self.vocab_size:
-            raise InvalidRequest(
-                "draft_vocab_size", expected=f"at most vocab_size ({self.vocab_size})", got=self.draft_vocab_size
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InvalidRequest(
-                "num_attention_heads",
-                expected=f"a multiple of num_key_value_heads ({self.num_key_value_heads})",
-                got=self.num_attention_heads,
-            )
-        if self.head_dim % 2:
-            raise InvalidRequest("head_dim", expected="an even number (rotary embedding)", got=self.head_dim)
+        check_shape(self, "num_hidden_layers", "block_size")
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise InvalidRequest("mask_token_id", expected=f"a token below {self.vocab_size}", got=self.mask_token_id)
         self._check_heads()
@@ -208,6 +193,42 @@ def check_format(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if own.get("format", FORMAT) != FORMAT:
         raise InvalidRequest("paceline.format", expected=str(FORMAT), got=own["format"], hint="update Paceline")
     return own
+
+
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "draft_vocab_size",
+)
+
+
+def check_shape(shape: Any, *sizes: str) -> None:
+    """What holds of every drafter's shape, a HiddenConfig or an EagleConfig.
+
+    Args:
+        sizes: further fields of it that are at least 1.
+
+    Raises InvalidRequest for a shape that cannot be.
+    """
+    for name in (*_SIZES, *sizes):
+        if getattr(shape, name) < 1:
+            raise InvalidRequest(name, expected="at least 1", got=getattr(shape, name))
+    if shape.draft_vocab_size > shape.vocab_size:
+        raise InvalidRequest(
+            "draft_vocab_size", expected=f"at most vocab_size ({shape.vocab_size})", got=shape.draft_vocab_size
+        )
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise InvalidRequest(
+            "num_attention_heads",
+            expected=f"a multiple of num_key_value_heads ({shape.num_key_value_heads})",
+            got=shape.num_attention_heads,
+        )
+    if shape.head_dim % 2:
+        raise InvalidRequest("head_dim", expected="an even number (rotary embedding)", got=shape.head_dim)
 
 
 def check_layer_ids(layer_ids: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from paceline.drafters.hidden.config import (
     RopeScaling,
     check_format,
     check_layer_ids,
+    check_shape,
     need,
     rope,
     speculators_block,
@@ -58,22 +59,7 @@ class EagleConfig:
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest for a shape that cannot be."""
-        positive = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-        for name in (*positive, "vocab_size", "draft_vocab_size", "draft_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(name, expected="at least 1", got=getattr(self, name))
-        if self.draft_vocab_size > self.vocab_size:
-            raise InvalidRequest(
-                "draft_vocab_size", expected=f"at most vocab_size ({self.vocab_size})", got=self.draft_vocab_size
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InvalidRequest(
-                "num_attention_heads",
-                expected=f"a multiple of num_key_value_heads ({self.num_key_value_heads})",
-                got=self.num_attention_heads,
-            )
-        if self.head_dim % 2:
-            raise InvalidRequest("head_dim", expected="an even number (rotary embedding)", got=self.head_dim)
+        check_shape(self, "draft_tokens")
         if self.norm_before_fc and self.fc_norm:
             raise InvalidRequest("fc_norm", expected="norm_before_fc or fc_norm, not both", got=True)
         check_layer_ids(self.target_layer_ids)
